@@ -1,0 +1,263 @@
+"""One process: spawn, send, receive, stop, terminate, kill, reap.
+
+One object owns one child and its file descriptors. It never blocks, never waits and
+starts no thread; its owner waits on `stdout`, `stdin` and `exit` and calls it.
+"""
+
+from __future__ import annotations
+
+import array
+import enum
+import fcntl
+import os
+import signal
+import subprocess
+import termios
+import time
+from typing import IO, TYPE_CHECKING, List, Mapping, Optional
+
+from .errors import SpawnError
+from .protocol import Connection, Event
+
+if TYPE_CHECKING:
+    from .settings import PoolSettings
+
+#: Bytes read at once: the size of a pipe's buffer on Linux.
+READ_SIZE = 65536
+
+
+class State(enum.Enum):
+    """How far the life of the process is."""
+
+    ALIVE = "alive"
+    #: It exited and is a zombie: its pid and its group are still ours.
+    EXITED = "exited"
+    REAPED = "reaped"
+
+
+class Child:
+    """A child process with a pipe to each of its standard streams.
+
+    Arguments:
+        settings: the pool's settings; the process is started at once.
+        env: its whole environment.
+
+    Raises:
+        SpawnError: it could not be started.
+    """
+
+    def __init__(self, settings: "PoolSettings", env: Mapping[str, str]) -> None:
+        self.connection = Connection(settings.max_line)
+        self.state = State.ALIVE
+        self.born = time.monotonic()
+        self.eof = False
+        self.leftover: Optional[bytes] = None
+        self._pool = settings.name
+        self._killed = False
+        self._unsent = b""
+        self._sent_line = 0
+        self._process = self._spawn(settings, env)
+        self.pid = self._process.pid
+        # The parent keeps only its own ends (subprocess closes the child's), so that
+        # the end of the child is the end of its stdout.
+        assert self._process.stdin and self._process.stdout
+        self.stdin = self._process.stdin.fileno()
+        self.stdout = self._process.stdout.fileno()
+        os.set_blocking(self.stdin, False)
+        os.set_blocking(self.stdout, False)
+        #: Its stderr, for whoever drains and closes it from now on.
+        self.stderr = _detach(self._process.stderr)
+        self.exit = _exit_fd(self.pid)
+
+    @staticmethod
+    def _spawn(
+        settings: "PoolSettings", env: Mapping[str, str]
+    ) -> "subprocess.Popen[bytes]":
+        try:
+            return subprocess.Popen(
+                settings.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE if settings.stderr == "log" else None,
+                bufsize=0,
+                cwd=settings.cwd,
+                env=dict(env),
+                # Its own session and group: Ctrl-C at the worker's terminal does not
+                # reach it, and its grandchildren can be killed with it.
+                start_new_session=True,
+                user=settings.user,
+                group=settings.group,
+                umask=-1 if settings.umask is None else settings.umask,
+            )
+        except (OSError, subprocess.SubprocessError) as exc:
+            raise SpawnError(_why_not(settings, exc)) from exc
+
+    def __repr__(self) -> str:
+        doing = (
+            self.connection.state.value
+            if self.state is State.ALIVE
+            else self.exit_text() or self.state.value
+        )
+        return f"<Child {self._pool}: pid {self.pid}, {doing}>"
+
+    # --- the conversation -------------------------------------------------------------
+
+    @property
+    def fit(self) -> bool:
+        """Whether it can take a request: alive, silent since its last reply."""
+        return (
+            self.state is State.ALIVE
+            and not self.eof
+            and not self._unsent
+            and self.connection.state.value == "idle"
+        )
+
+    def send(self, request_id: str, line: bytes) -> bool:
+        """Begin to write a request; False while part of it waits for `flush`."""
+        self.connection.request(request_id)
+        self._unsent = line
+        self._sent_line = len(line)
+        return self.flush()
+
+    def flush(self) -> bool:
+        """Write what the pipe takes; True when all is written.
+
+        A child that closed its stdin is not an error here: what it missed is thrown
+        away, and the end of its stdout or its exit tells the rest.
+        """
+        while self._unsent:
+            try:
+                written = os.write(self.stdin, self._unsent)
+            except BlockingIOError:
+                return False
+            except BrokenPipeError:
+                break
+            self._unsent = self._unsent[written:]
+        return True
+
+    def untouched(self) -> bool:
+        """Whether not one byte of the request was read. Ask after its exit.
+
+        Then the request may go to another child: it cannot have been begun. What was
+        written and not read is still in the pipe, whose other end is gone.
+        """
+        unread = array.array("i", [0])
+        try:
+            fcntl.ioctl(self.stdin, termios.FIONREAD, unread)
+        except OSError:
+            return False
+        return unread[0] + len(self._unsent) == self._sent_line
+
+    def receive(self) -> Optional[List[Event]]:
+        """What it said since, without waiting; None if it said nothing.
+
+        `eof` is set at the end of its stdout.
+        """
+        if self.eof:
+            return None
+        try:
+            data = os.read(self.stdout, READ_SIZE)
+        except BlockingIOError:
+            return None
+        if not data:
+            self.eof = True
+            self.leftover = self.connection.receive_eof()
+            return []
+        return self.connection.receive(data)
+
+    # --- the process ------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask politely: the end of its stdin."""
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._unsent = b""
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group: grandchildren would hold the pipes open."""
+        self._killed = self._killed or self.state is State.ALIVE
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, signum: int) -> None:
+        # After it was reaped the number may be somebody else's.
+        if self.state is not State.REAPED:
+            try:
+                os.killpg(self.pid, signum)
+            except ProcessLookupError:
+                pass  # nobody is left in the group
+            except PermissionError:
+                # A group of zombies on macOS, or a child that changed its user.
+                pass
+
+    def has_exited(self) -> bool:
+        """Whether the process ended. Does not reap it where that can be avoided."""
+        if self.state is State.ALIVE:
+            if hasattr(os, "waitid"):
+                options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+                if os.waitid(os.P_PID, self.pid, options) is not None:
+                    self.state = State.EXITED
+            elif self._process.poll() is not None:
+                self.state = State.EXITED
+        return self.state is not State.ALIVE
+
+    def reap(self) -> None:
+        """Kill what is left of its group, collect it, close our ends. Never waits."""
+        assert self.state is State.EXITED
+        self.kill()
+        self._process.wait()
+        self.state = State.REAPED
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
+        if self.exit is not None:
+            os.close(self.exit)
+            self.exit = None
+
+    def exit_text(self) -> str:
+        """How it ended, for people: the status, or the signal by its name."""
+        code = self._process.returncode
+        if code is None:
+            return ""
+        if code >= 0:
+            return f"exited with status {code}"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        oom = -code == signal.SIGKILL and not self._killed
+        hint = " (out of memory?)" if oom else ""
+        return f"was killed by {name}{hint}"
+
+
+def _detach(stream: "Optional[IO[bytes]]") -> Optional[int]:
+    if stream is None:
+        return None
+    fd = os.dup(stream.fileno())
+    stream.close()
+    return fd
+
+
+def _exit_fd(pid: int) -> Optional[int]:
+    """A descriptor that becomes readable when the process ends; Linux only."""
+    pidfd_open = getattr(os, "pidfd_open", None)
+    if pidfd_open is None:
+        return None
+    try:
+        fd: int = pidfd_open(pid)
+    except OSError:
+        return None  # a kernel before 5.3, or a sandbox without it
+    return fd
+
+
+def _why_not(settings: "PoolSettings", exc: BaseException) -> str:
+    command = settings.command[0]
+    if isinstance(exc, (FileNotFoundError, NotADirectoryError)):
+        if settings.cwd is not None and not os.path.isdir(settings.cwd):
+            return f"its cwd {settings.cwd!r} is no folder"
+        return f"the command {command!r} was not found"
+    if isinstance(exc, PermissionError):
+        return f"the command {command!r} may not be executed ({exc.strerror})"
+    return f"the command {command!r} could not be started: {exc}"

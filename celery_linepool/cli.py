@@ -1,0 +1,48 @@
+"""Lets Celery's command line name a pool by ``package:Class``, and ``-P linepool``.
+
+Celery imports this before it parses any option, in every ``celery`` command (entry
+point ``celery.commands``). So it imports nothing but what is there already.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import click
+from celery.bin.worker import WorkersPool
+from kombu.utils.imports import symbol_by_name
+
+ALIAS = "linepool"
+POOL = "celery_linepool:LinePool"
+
+
+def _widen() -> None:
+    """Make ``-P`` take ``package:Class``: a fixed choice of names on every Celery 5."""
+    stock = WorkersPool.convert
+    if getattr(stock, "by_linepool", False):
+        return
+
+    def convert(
+        self: Any,
+        value: Any,
+        param: Optional[click.Parameter],
+        ctx: Optional[click.Context],
+    ) -> Any:
+        name = POOL if value == ALIAS else value
+        if not isinstance(name, str) or ":" not in name:
+            return stock(self, value, param, ctx)
+        try:
+            return symbol_by_name(name)
+        except Exception as exc:
+            self.fail(f"cannot import the pool {name!r}: {exc}", param, ctx)
+
+    convert.by_linepool = True  # type: ignore[attr-defined]
+    WorkersPool.convert = convert
+
+
+_widen()
+
+
+@click.group()
+def linepool() -> None:
+    """Tools for pools of foreign children."""

@@ -1,0 +1,22 @@
+"""Every branch on a version of Celery or kombu, with what changed and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import celery
+
+#: Celery 5.7 settles a hard time limit whole in ``Request.on_timeout`` (it stores the
+#: failure, calls ``on_failure`` and ``after_return``, sends signal and event). Before,
+#: that only stored it, and the rest had to go through ``on_failure``.
+LIMIT_THROUGH_TIMEOUT_CALLBACK: bool = celery.VERSION >= (5, 7)
+
+
+def run_pending(hub: Any) -> None:
+    """Run what was given to ``hub.call_soon``, such as acks.
+
+    Nobody runs the event loop while a pool drains. Celery 5.7's prefork pool does the
+    same; no version has a public way.
+    """
+    for call in hub._pop_ready():
+        call()

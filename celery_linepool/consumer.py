@@ -1,0 +1,103 @@
+"""The step that joins a pool to Celery's consumer, anew at every connection.
+
+It teaches the consumer the tasks that need no Python code, and keeps hold of what the
+pool needs of a connection: its prefetch count and its heartbeats.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Dict, Optional
+
+from celery import bootsteps
+from celery.app import trace
+from celery.worker.consumer.tasks import Tasks
+
+from .tasks import register
+
+if TYPE_CHECKING:
+    from .router import Router
+
+logger = logging.getLogger(__name__)
+
+#: Task names without Python code that one worker remembers. Each costs some kilobytes
+#: for good; more than this are not names but data.
+MAX_NAMES = 10_000
+
+
+class LinePoolStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Tells a LinePool of each connection. Does nothing for other pools."""
+
+    requires = (Tasks,)
+    label = "LinePool"
+
+    def include_if(self, c: Any) -> bool:
+        return hasattr(c.pool, "connected")
+
+    def start(self, c: Any) -> None:
+        if not isinstance(c.strategies, Strategies):
+            c.strategies = Strategies(c, c.pool.router)
+            c.update_strategies()
+        c.pool.connected(c)
+
+    def stop(self, c: Any) -> None:
+        """Nothing: what waits is flushed by Celery itself."""
+
+    terminate = shutdown = stop
+
+
+class Strategies(Dict[str, Any]):
+    """Celery's table of what to do with a message, by its task's name.
+
+    A name that is not in it is looked up in the pools' globs, once.
+    """
+
+    def __init__(self, consumer: Any, router: "Router") -> None:
+        super().__init__(consumer.strategies)
+        self._consumer = consumer
+        self._router = router
+        self._added = 0
+
+    def __missing__(self, name: Any) -> Any:
+        if not isinstance(name, str):
+            raise KeyError(name)
+        if self._added >= MAX_NAMES:
+            logger.error("linepool: %r is one task name too many; it is refused", name)
+            raise KeyError(name)
+        if self._router.for_name(name) is not None:
+            return self._add(name)
+        if self._router.knows_queues and not name.startswith("celery."):
+            return self._by_queue(name)
+        self._hint(name)
+        raise KeyError(name)
+
+    def _add(self, name: str) -> Any:
+        c, app = self._consumer, self._consumer.app
+        task = register(app, name)
+        self._added += 1
+        strategy = self[name] = task.start_strategy(app, c)
+        # Through the module: Sentry and others replace it there.
+        task.__trace__ = trace.build_tracer(name, task, app.loader, c.hostname, app=app)
+        c.task_buckets[name] = c.bucket_for_task(task)
+        return strategy
+
+    def _by_queue(self, name: str) -> Any:
+        """Decide when the message is at hand, by the queue that it came from."""
+
+        def strategy(message: Any, body: Any, *args: Any) -> Any:
+            queue = self._router.queue_of(message.delivery_info)
+            if self._router.for_queue(queue) is None:
+                self._hint(name, queue)
+                return self._consumer.on_unknown_task(body, message, KeyError(name))
+            return self._add(name)(message, body, *args)
+
+        return strategy
+
+    def _hint(self, name: str, queue: Optional[str] = None) -> None:
+        came = f" from queue {queue!r}" if queue else ""
+        logger.error(
+            "linepool: no pool serves the task %r%s, and no Python task has that name; "
+            "add it to the tasks of a pool in linepool_pools",
+            name,
+            came,
+        )

@@ -1,0 +1,443 @@
+"""LinePool: what Celery's worker calls. Everything here runs in the main thread.
+
+Request callbacks acknowledge messages, and channels are not thread safe. So whatever
+the engine has to say comes through the runtime's outbox, which the worker's event loop
+reads; where there is no event loop a thread of ours does, as in Celery's own pools.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import select
+import threading
+import time
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set
+
+from billiard.einfo import ExceptionInfo
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from celery import signals
+from celery.concurrency.base import BasePool
+from celery.exceptions import WorkerShutdown
+from celery.platforms import EX_FAILURE
+from celery.utils.log import get_logger, mlevel
+from celery.worker import state as worker_state
+
+from . import compat
+from .consumer import LinePoolStep
+from .errors import Abandoned, BootError
+from .job import Job, State
+from .prefetch import Prefetch
+from .router import Router
+from .runtime import LOCAL, Runtime
+from .settings import SettingError, read
+from .tasks import ForeignTask, blocks, has_callbacks, register
+
+logger = get_logger(__name__)
+
+#: Seconds between looks at a connection's heartbeat while the pool drains. Brokers
+#: close a connection after some tens of seconds without one.
+HEARTBEAT = 1.0
+
+
+class Stage(enum.Enum):
+    """How far the life of the pool is."""
+
+    NEW = "new"
+    RUNNING = "running"
+    #: Finishes what has started, takes nothing new.
+    CLOSED = "closed"
+    STOPPED = "stopped"
+
+
+MOVES: Mapping[Stage, Set[Stage]] = {
+    Stage.NEW: {Stage.RUNNING, Stage.CLOSED, Stage.STOPPED},
+    Stage.RUNNING: {Stage.CLOSED, Stage.STOPPED},
+    Stage.CLOSED: {Stage.STOPPED},
+    Stage.STOPPED: set(),
+}
+
+
+class Task(Job):
+    """A job with Celery's request and callbacks: each is called at most once."""
+
+    def __init__(
+        self,
+        pool: "LinePool",
+        lane: str,
+        target: Callable[..., Any],
+        args: Any,
+        options: Dict[str, Any],
+    ) -> None:
+        name, id_ = args[0], args[1]
+        super().__init__(
+            id_, name, pool.runtime, lane, lambda: target(*args), self._tell
+        )
+        self._pool = pool
+        self.accept_callback = options.get("accept_callback")
+        self.callback = options.get("callback")
+        self.error_callback = options.get("error_callback")
+        self.timeout_callback = options.get("timeout_callback")
+        #: Celery's Request, which the callbacks are methods of.
+        self.request = getattr(self.accept_callback, "__self__", None)
+        #: The connection that its message came through.
+        self.connection = 0
+        #: Whether its message counts as held by its lane.
+        self.held = False
+        self._checked = False
+
+    def _tell(self, job: Job, returned: Any, raised: Optional[BaseException]) -> None:
+        self._pool.runtime.ended(self, self.lane, returned, raised)
+
+    def is_suspect(self) -> bool:
+        if self._checked or self.request is None:
+            return False
+        request = self.request
+        return bool(
+            request.id in worker_state.revoked
+            or request.expires
+            or (worker_state.revoked_stamps and request.stamped_headers)
+        )
+
+    def checked(self) -> None:
+        """The request was asked and is wanted."""
+        self._checked = True
+
+    def terminate(self, signum: int) -> None:
+        """Called by Celery, for ``revoke(terminate=True)`` and a cold shutdown."""
+        self._pool.runtime.terminate(self, self.lane, signum)
+
+
+class LinePool(BasePool):  # type: ignore[misc]
+    """A Celery pool of warm children in other languages."""
+
+    #: Each pool of children has a line of its own, so a slow one does not hold up the
+    #: others; Celery's semaphore is one for all.
+    uses_semaphore = False
+    #: `stop` may drain from inside a signal handler: there is no lock in its way.
+    signal_safe = True
+    task_join_will_block = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.stage = Stage.NEW
+        self.settings = read(self.app.conf, self.limit)
+        self.router = Router(self.settings)
+        self._check_stubs()
+        for name in self.router.literal_names():
+            if name not in self.app.tasks:
+                register(self.app, name)
+        self.app.steps["consumer"].add(LinePoolStep)
+        self._threaded = bool(self.options.get("threads", True))
+        self._jobs: Set[Task] = set()
+        self._consumer: Any = None
+        self._hub: Any = None
+        self._connections = 0
+        self._courier: Optional[threading.Thread] = None
+        self._blocks: Dict[str, bool] = {}
+        multiplier = self.app.conf.worker_prefetch_multiplier
+        shares = {name: pool.size * multiplier for name, pool in self.settings.items()}
+        self._prefetch = Prefetch({**shares, LOCAL: 0})
+        level = mlevel(self.app.conf.worker_redirect_stdouts_level)
+        self.runtime = Runtime(
+            self.app, self.settings, self.router, self.limit, level, self
+        )
+
+    def _check_stubs(self) -> None:
+        for task in self.app.tasks.values():
+            if isinstance(task, ForeignTask) and task.pool is not None:
+                if task.pool not in self.settings:
+                    raise SettingError(
+                        f"{task.name}.pool",
+                        f"names {task.pool!r}, which is none of the pools "
+                        f"{', '.join(self.settings)}",
+                    )
+
+    def _move(self, stage: Stage) -> None:
+        assert stage in MOVES[self.stage], f"{self.stage} -> {stage}"
+        self.stage = stage
+
+    # --- start ------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        # With an event loop Celery gives its clock a dummy for a lock, as if only the
+        # main thread used it. Our threads publish too.
+        self.app.clock.mutex = threading.RLock()
+        signals.worker_process_init.send(sender=self._hostname)
+        try:
+            self.runtime.start()
+        except BootError as exc:
+            self._move(Stage.STOPPED)
+            logger.critical("linepool: the worker does not start: %s", exc)
+            raise WorkerShutdown(EX_FAILURE) from None
+        if self._threaded:
+            self._courier = threading.Thread(
+                target=self._carry, name="linepool-courier", daemon=True
+            )
+            self._courier.start()
+        self._move(Stage.RUNNING)
+
+    @property
+    def _hostname(self) -> Any:
+        return (self.options.get("initargs") or (None, None))[1]
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Called at every connection: the event loop forgets its readers in between."""
+        self._hub = hub
+        hub.add_reader(self.runtime.outbox.fileno(), self._receive)
+
+    def connected(self, consumer: Any) -> None:
+        """Called by our consumer step at every connection."""
+        self._consumer = consumer
+        self._connections += 1
+        self._prefetch.connected(consumer.qos)
+        self.router.learn_queues(self.app.amqp.queues)
+
+    # --- tasks ------------------------------------------------------------------------
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: Any = (),
+        kwargs: Optional[Dict[str, Any]] = None,
+        **options: Any,
+    ) -> Optional[Task]:
+        """Take a task. Never blocks, never raises: that would end the worker."""
+        if self.stage is not Stage.RUNNING:
+            return None  # its message stays unacknowledged and is given back
+        lane = self._lane(args[0], options)
+        job = Task(self, lane, target, args, options)
+        job.limit = options.get("timeout") or self.options.get("timeout")
+        job.plain = lane != LOCAL and not self._may_block(args[0], args[3])
+        job.connection = self._connections
+        self._jobs.add(job)
+        job.held = True
+        self._prefetch.take(lane)
+        self.runtime.submit(job, lane)
+        return job
+
+    def _lane(self, name: str, options: Dict[str, Any]) -> str:
+        task = self.app.tasks.get(name)
+        if not isinstance(task, ForeignTask):
+            return LOCAL
+        request = getattr(options.get("accept_callback"), "__self__", None)
+        delivery = getattr(request, "delivery_info", None)
+        # A stub that no pool serves: its run says so, in a thread.
+        return self.router.for_task(task, self.router.queue_of(delivery)) or LOCAL
+
+    def _may_block(self, name: str, body: Any) -> bool:
+        if name not in self._blocks:
+            task = self.app.tasks[name]
+            dedup = self.app.conf.worker_deduplicate_successful_tasks
+            self._blocks[name] = blocks(task) or bool(dedup)
+        return self._blocks[name] or has_callbacks(body)
+
+    # --- what the runtime says, in the main thread ------------------------------------
+
+    def _receive(self, *args: Any) -> None:
+        """Do what is in the outbox."""
+        outbox = self.runtime.outbox
+        outbox.clear_wakeup()
+        outbox.armed = True
+        for _ in range(len(outbox)):
+            call, values = outbox.take()
+            try:
+                call(*values)
+            except MemoryError:
+                raise
+            except Exception as exc:
+                # As prefork: a callback that fails must not end the event loop.
+                logger.exception("Process %r failed: %r", call, exc)
+
+    def _carry(self) -> None:
+        """The thread that stands in for an event loop where there is none."""
+        while self.stage is not Stage.STOPPED:
+            select.select([self.runtime.outbox], [], [])
+            self._receive()
+
+    def accepted(self, job: Job, pid: int, when: float) -> None:
+        assert isinstance(job, Task)
+        accept, job.accept_callback = job.accept_callback, None
+        if accept is not None:
+            accept(pid, when)
+        elif job.request is not None:
+            job.request.worker_pid = pid  # it went on to another child
+        if getattr(job.request, "acknowledged", False):
+            self._give_back(job)
+
+    def ended(self, job: Job, returned: Any, raised: Optional[BaseException]) -> None:
+        assert isinstance(job, Task)
+        job.move(State.SETTLED)
+        self._jobs.discard(job)
+        try:
+            self._report(job, returned, raised)
+        finally:
+            self._give_back(job)
+
+    def _report(
+        self, job: Task, returned: Any, raised: Optional[BaseException]
+    ) -> None:
+        if raised is None:
+            _call(job.callback, returned)
+            return
+        reason = raised.reason if isinstance(raised, Abandoned) else raised
+        if isinstance(raised, Abandoned):
+            logger.error("linepool: %s[%s]: %s", job.name, job.id, reason)
+        if not isinstance(reason, Exception):
+            # Not every Celery can store a SystemExit, and it is the task's alone.
+            reason = WorkerLostError(f"the task raised {reason!r}")
+        celerys = isinstance(reason, TimeLimitExceeded) and job.limit is not None
+        if celerys and compat.LIMIT_THROUGH_TIMEOUT_CALLBACK:
+            _call(job.timeout_callback, False, job.limit)
+        else:
+            _call(job.error_callback, _einfo(reason))
+
+    def recheck(self, job: Job) -> None:
+        assert isinstance(job, Task)
+        stale = job.connection != self._connections or self.stage is not Stage.RUNNING
+        if stale or job.request.revoked():
+            self.dropped([job])
+        else:
+            job.checked()
+            self.runtime.submit(job, job.lane, first=True)
+
+    def dropped(self, jobs: List[Job]) -> None:
+        for job in jobs:
+            assert isinstance(job, Task)
+            job.move(State.DROPPED)
+            self._jobs.discard(job)
+            self._give_back(job)
+
+    def boot_failed(self, error: BootError) -> None:
+        if self.stage is Stage.RUNNING:
+            logger.critical("linepool: the worker stops: %s", error)
+            worker_state.should_stop = EX_FAILURE
+
+    def _give_back(self, job: Task) -> None:
+        if job.held:
+            job.held = False
+            if job.connection == self._connections:
+                self._prefetch.give(job.lane)
+
+    # --- stop -------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """The connection is gone: what has not started will be delivered again."""
+        if self.stage is Stage.RUNNING:
+            self.runtime.flush()
+
+    def on_close(self) -> None:
+        """Start nothing more."""
+        if self.stage is Stage.RUNNING:
+            self._move(Stage.CLOSED)
+            self.runtime.flush()
+
+    def on_stop(self) -> None:
+        """Finish what has started, then end the children. Waits.
+
+        May run inside a signal handler, in the middle of itself.
+        """
+        if self.stage is Stage.NEW:
+            return
+        self.on_close()
+        beat = 0.0
+        while self._jobs and self.stage is Stage.CLOSED:
+            self._pump(HEARTBEAT / 4)
+            if time.monotonic() - beat > HEARTBEAT:
+                beat = time.monotonic()
+                self._keep_connection()
+        self._end(polite=True)
+
+    def on_terminate(self) -> None:
+        """End the children, whatever they do."""
+        self._end(polite=False)
+
+    def _end(self, polite: bool) -> None:
+        if self.stage in (Stage.NEW, Stage.STOPPED):
+            return
+        if self.stage is Stage.RUNNING:
+            self._move(Stage.CLOSED)
+        self.runtime.stop(polite)
+        self._pump(0)
+        self._move(Stage.STOPPED)
+        if self._courier is not None:
+            self.runtime.outbox.post(_nothing)
+            if self._courier is not threading.current_thread():
+                self._courier.join()
+        if self._hub is not None:
+            self._hub.remove(self.runtime.outbox.fileno())
+        self.runtime.outbox.close()
+        signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+
+    def _pump(self, seconds: float) -> None:
+        """Do what the event loop would do; nobody runs it while the pool drains."""
+        if self._courier is not None:
+            time.sleep(min(seconds, 0.05))
+            return
+        select.select([self.runtime.outbox], [], [], seconds)
+        self._receive()
+        if self._hub is not None:
+            compat.run_pending(self._hub)
+
+    def _keep_connection(self) -> None:
+        """Tell an AMQP broker that we live.
+
+        Otherwise it closes the connection, and the task that finishes after that is
+        delivered again.
+        """
+        connections = [getattr(self._consumer, "connection", None)]
+        dispatcher = getattr(self._consumer, "event_dispatcher", None)
+        connections.append(getattr(dispatcher, "connection", None))
+        for connection in connections:
+            try:
+                if connection is not None and connection.get_heartbeat_interval():
+                    connection.connection.send_heartbeat()
+            except Exception as exc:
+                logger.warning("linepool: no heartbeat to the broker: %r", exc)
+
+    # --- for Celery and for people ----------------------------------------------------
+
+    def terminate_job(self, pid: int, signal: Optional[int] = None) -> None:
+        """Nothing: Celery then calls `terminate` of the job, which knows its task."""
+
+    @property
+    def num_processes(self) -> int:
+        """Slots of all pools; Celery's prefetch count is a multiple of it."""
+        return sum(pool.size for pool in self.settings.values())
+
+    def _get_info(self) -> Dict[str, Any]:
+        info: Dict[str, Any] = super()._get_info()
+        limits = (self.options.get("soft_timeout"), self.options.get("timeout"))
+        info.update(
+            {
+                "max-concurrency": self.num_processes,
+                "processes": self.runtime.pids(),
+                "max-tasks-per-child": "N/A",
+                "put-guarded-by-semaphore": False,
+                "timeouts": [limit or 0 for limit in limits],
+                "pools": self.runtime.info(),
+            }
+        )
+        return info
+
+
+# Celery's banner shows the last part of the module's name.
+LinePool.__module__ = "celery_linepool"
+
+
+def _call(callback: Optional[Callable[..., Any]], *args: Any) -> None:
+    if callback is not None:
+        callback(*args)
+
+
+def _einfo(exc: BaseException) -> ExceptionInfo:
+    """The exception as Celery's Request wants it, with the traceback that it has."""
+    try:
+        raise exc
+    except BaseException:
+        return ExceptionInfo()
+
+
+def _nothing() -> None:
+    """Wakes a thread."""

@@ -1,0 +1,61 @@
+"""How many messages the broker may hand us: enough for every slot of every pool.
+
+Celery's prefetch count is one number for the whole worker. Without this, a pool that
+is slow would fill it with messages that wait for it, and the other pools would see no
+more. So whatever a lane holds beyond its own share is added to the count, up to a
+limit, and taken back when the lane has less.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Dict, Mapping
+
+#: Messages beyond its share that one lane may hold at the most: they are kept in
+#: memory, and another worker that has a free slot cannot have them.
+MAX_BORROWED = 1000
+
+
+class Prefetch:
+    """Counts the unacknowledged messages of each lane.
+
+    Arguments:
+        shares: the messages that each lane may hold within the prefetch count.
+    """
+
+    def __init__(self, shares: Mapping[str, int]) -> None:
+        self._shares = dict(shares)
+        # ETA tasks come from Celery's timer thread where there is no event loop.
+        # An RLock, because a signal handler may interrupt its holder.
+        self._lock = threading.RLock()
+        self._qos: Any = None
+        self._held: Dict[str, int] = {}
+        self._borrowed: Dict[str, int] = {}
+
+    def connected(self, qos: Any) -> None:
+        """A new connection: what was held belongs to the last one."""
+        with self._lock:
+            self._qos = qos
+            self._held = dict.fromkeys(self._shares, 0)
+            self._borrowed = dict.fromkeys(self._shares, 0)
+
+    def take(self, lane: str) -> None:
+        """A message for this lane came."""
+        self._change(lane, 1)
+
+    def give(self, lane: str) -> None:
+        """A message of this lane was acknowledged."""
+        self._change(lane, -1)
+
+    def _change(self, lane: str, by: int) -> None:
+        with self._lock:
+            if self._qos is None:
+                return
+            self._held[lane] += by
+            excess = self._held[lane] - self._shares[lane]
+            borrowed = min(max(0, excess), MAX_BORROWED)
+            more, self._borrowed[lane] = borrowed - self._borrowed[lane], borrowed
+            if more > 0:
+                self._qos.increment_eventually(more)
+            elif more < 0:
+                self._qos.decrement_eventually(-more)

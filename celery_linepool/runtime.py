@@ -1,0 +1,269 @@
+"""What a worker runs between Celery and the pools: engine, lanes, hosts, settler.
+
+The pool hands jobs in from the main thread; what comes back goes through one outbox.
+Everything else here runs in the engine, or in the host of a task.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import queue
+import time
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Union,
+)
+
+from celery import Celery
+from celery._state import _task_stack
+
+from .child import Child
+from .children import Children
+from .engine import Engine
+from .errors import BootError
+from .guardian import Guardian
+from .job import Answer, Call, Job, State, Waiter, current_job
+from .local import Local
+from .mailbox import Mailbox
+from .monitor import Monitor
+from .protocol import encode_request
+from .router import Router
+from .settings import PoolSettings
+from .settler import BatchingAway, SettledBackend, ThreadedAway, is_redis
+from .stderr import Drain
+from .threads import Threads
+
+logger = logging.getLogger(__name__)
+
+Lane = Union[Children, Local]
+#: The lane of the app's Python tasks. No pool can have this name.
+LOCAL = "(python)"
+#: Jobs that a slot may have in threads at once: one that runs, one that is being
+#: settled, and one call that one of them made aside.
+THREADS_PER_SLOT = 3
+
+
+class Front(Protocol):
+    """The side that speaks to Celery. All called by whoever reads the outbox."""
+
+    def accepted(self, job: Job, pid: int, when: float) -> None: ...
+
+    def ended(
+        self, job: Job, returned: Any, raised: Optional[BaseException]
+    ) -> None: ...
+
+    def recheck(self, job: Job) -> None:
+        """The job may have been revoked, or expired, while it waited."""
+
+    def dropped(self, jobs: List[Job]) -> None:
+        """These did not start, and will not."""
+
+    def boot_failed(self, error: BootError) -> None: ...
+
+
+class Runtime:
+    """Everything that runs; owned by the pool."""
+
+    def __init__(
+        self,
+        app: Celery,
+        pools: Mapping[str, PoolSettings],
+        router: Router,
+        local_size: int,
+        log_level: int,
+        front: Front,
+    ) -> None:
+        self.outbox = Mailbox()
+        self.engine = Engine()
+        self._app = app
+        self._router = router
+        self._front = front
+        self._guardian = Guardian()
+        self._drain = Drain()
+        slots = sum(pool.size for pool in pools.values())
+        self._threads = Threads("task", local_size + THREADS_PER_SLOT * slots)
+        self._away: Union[BatchingAway, ThreadedAway, None] = None
+        self._monitor = Monitor(self.engine, self._overdue)
+        self.pools: Dict[str, Children] = {
+            name: Children(
+                pool, self.engine, self._guardian, self._drain, self, log_level
+            )
+            for name, pool in pools.items()
+        }
+        self.local = Local(local_size, self)
+        self._jobs_lane: Dict[str, Lane] = {**self.pools, LOCAL: self.local}
+
+    # --- start and stop: main thread --------------------------------------------------
+
+    def start(self) -> None:
+        """Start everything; returns when the children live.
+
+        Raises:
+            BootError: those of a pool do not. Everything has been stopped again.
+        """
+        self._away = self._make_away()
+        self._guardian.start()
+        self._drain.start()
+        self.engine.start()
+        self._monitor.start()
+        started: "queue.SimpleQueue[Optional[BootError]]" = queue.SimpleQueue()
+        for pool in self.pools.values():
+            self.engine.post(pool.start, started.put)
+        errors = [started.get() for _ in self.pools]
+        for error in errors:
+            if error is not None:
+                self.stop(polite=False)
+                raise error
+
+    def _make_away(self) -> Union[BatchingAway, ThreadedAway]:
+        if is_redis(self._app.backend):
+            away = BatchingAway(self._app)
+            away.start()
+            return away
+        return ThreadedAway(self._app, self._threads)
+
+    def flush(self) -> None:
+        """Take every job that has not started out of its line."""
+        self.engine.post(self._flush)
+
+    def _flush(self) -> None:
+        for lane in self._jobs_lane.values():
+            jobs = lane.flush()
+            if jobs:
+                self.outbox.post(self._front.dropped, jobs)
+
+    def stop(self, polite: bool) -> None:
+        """End the children, then everything else. Waits."""
+        empty: "queue.SimpleQueue[None]" = queue.SimpleQueue()
+        for pool in self.pools.values():
+            if not polite:
+                self.engine.post(pool.kill)
+            self.engine.post(pool.stop, lambda: empty.put(None))
+        longest = max(pool.settings.stop_timeout for pool in self.pools.values())
+        until = time.monotonic() + longest + 10
+        for _ in self.pools:
+            try:
+                empty.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                logger.error("linepool: some children do not end; they are left behind")
+                break
+        self._monitor.stop()
+        self.engine.stop()
+        self._threads.stop(wait=polite)
+        if self._away is not None:
+            self._away.stop()
+        self._drain.stop()
+        self._guardian.stop()
+
+    # --- jobs: any thread -------------------------------------------------------------
+
+    def submit(self, job: Job, lane: str, first: bool = False) -> None:
+        """Have a job run by a pool, or by `LOCAL`."""
+        self.engine.post(self._jobs_lane[lane].submit, job, first)
+
+    def terminate(self, job: Job, lane: str, signum: int) -> None:
+        self.engine.post(self._jobs_lane[lane].terminate, job, signum)
+
+    # --- what lanes tell: the engine --------------------------------------------------
+
+    def may_start(self, job: Job) -> bool:
+        if job.state is not State.WAITING:
+            return False
+        if job.is_suspect():
+            self.outbox.post(self._front.recheck, job)
+            return False
+        return True
+
+    def accepted(self, job: Job, pid: int) -> None:
+        if job.state is State.WAITING:
+            job.move(State.RUNNING)
+        self.outbox.post(self._front.accepted, job, pid, time.monotonic())
+
+    def start_job(self, job: Job) -> None:
+        if job.plain:
+            self.engine.start_greenlet(job.run)
+        else:
+            self._threads.submit(job.run)
+
+    def failed_to_boot(self, error: BootError) -> None:
+        self.outbox.post(self._front.boot_failed, error)
+
+    # --- what a task does: its host ---------------------------------------------------
+
+    def ended(
+        self, job: Job, lane: str, returned: Any, raised: Optional[BaseException]
+    ) -> None:
+        """A job is through with Celery's tracer."""
+        self.outbox.post(self._front.ended, job, returned, raised)
+        # From a greenlet this must not run at once: it would start the next job's
+        # greenlet from this one, which is not the loop.
+        tell = self.engine.soon if self.engine.is_here() else self.engine.post
+        tell(self._jobs_lane[lane].settled, job)
+
+    def ask(self, task: Any, request_id: str, payload: Dict[str, Any]) -> Answer:
+        job = current_job()
+        assert job is not None
+        own = request_id == job.id and job.lane in self.pools
+        name = job.lane if own else self._router.for_task(task, None)
+        if name is None:
+            raise LookupError(f"no pool serves {task.name}")
+        pool = self.pools[name]
+        line = encode_request(request_id, payload, pool.settings.max_line)
+        waiter = Waiter(self.engine)
+        call = Call(request_id, line, job if own else None, waiter.wake)
+        if self.engine.is_here():
+            pool.send(call)
+        else:
+            self.engine.post(pool.send, call)
+        answer: Answer = waiter.wait()
+        return answer
+
+    def run_aside(self, task: Any, call: Callable[[], Any]) -> Any:
+        if not self.engine.is_here():
+            return call()
+        waiter = Waiter(self.engine)
+        context = contextvars.copy_context()
+
+        def work() -> None:
+            result, error = None, None
+            # Celery keeps these for each greenlet; the call belongs to this task.
+            _task_stack.push(task)
+            task.request_stack.push(request)
+            try:
+                result = context.run(call)
+            except Exception as exc:
+                error = exc
+            finally:
+                task.request_stack.pop()
+                _task_stack.pop()
+            self.engine.post(waiter.wake, (result, error))
+
+        request = task.request_stack.top
+        self._threads.submit(work)
+        result, error = waiter.wait()
+        if error is not None:
+            raise error
+        return result
+
+    def settled_backend(self, backend: Any) -> Any:
+        assert self._away is not None
+        return SettledBackend(backend, self.engine, self._away)
+
+    # --- for the monitor and for people -----------------------------------------------
+
+    def _overdue(self, now: float) -> Iterable[Child]:
+        return [child for pool in self.pools.values() for child in pool.overdue(now)]
+
+    def pids(self) -> List[int]:
+        return [pid for pool in self.pools.values() for pid in pool.pids()]
+
+    def info(self) -> Dict[str, Any]:
+        return {name: lane.info() for name, lane in self._jobs_lane.items()}

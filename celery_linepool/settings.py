@@ -1,0 +1,251 @@
+"""The settings of every pool, read from ``app.conf`` and checked once, at start.
+
+Whatever Celery has a setting for is not here: time limits, ``worker_concurrency``,
+``worker_prefetch_multiplier`` and the rest keep their names and their meaning.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
+
+import click
+from celery.exceptions import ImproperlyConfigured
+
+from .protocol import MAX_LINE
+
+PREFIX = "linepool_"
+#: Variables that a child gets with ``inherit_env = False``.
+BASIC_ENV = ("PATH", "HOME", "LANG", "TZ")
+
+
+class SettingError(ImproperlyConfigured, click.ClickException):
+    """A setting is wrong. One sentence that names it; the worker does not start.
+
+    As a ``ClickException`` it ends the ``celery`` command with that sentence instead
+    of a traceback.
+    """
+
+    def __init__(self, setting: str, problem: str) -> None:
+        click.ClickException.__init__(self, f"{setting}: {problem}")
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """One pool: what to run, for which tasks, and within which limits."""
+
+    name: str
+    #: The program and its arguments. No shell looks at it.
+    command: Tuple[str, ...]
+    #: Globs of the task names that this pool serves.
+    tasks: Tuple[str, ...] = ()
+    #: Queues whose tasks this pool serves unless a glob or a stub says otherwise.
+    queues: Tuple[str, ...] = ()
+    #: Children.
+    size: int = 1
+    cwd: Optional[str] = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    inherit_env: bool = True
+    user: Union[str, int, None] = None
+    group: Union[str, int, None] = None
+    umask: Optional[int] = None
+    #: Seconds for one task where Celery sets no time limit. Ten minutes is what web
+    #: servers and job systems call hung; without any limit one lost reply would
+    #: occupy its child for ever.
+    timeout: float = 600.0
+    #: Seconds from the polite stop to SIGKILL; half-way there is SIGTERM. Container
+    #: schedulers allow 10 to 30 s in all.
+    stop_timeout: float = 10.0
+    #: Longest line in bytes, either way.
+    max_line: int = MAX_LINE
+    #: "log": each line to the logger ``celery_linepool.child.<pool>``; "inherit".
+    stderr: str = "log"
+
+    def environment(self) -> Dict[str, str]:
+        """The environment that a child of this pool gets."""
+        if self.inherit_env:
+            return {**os.environ, **self.env}
+        basic = {key: os.environ[key] for key in BASIC_ENV if key in os.environ}
+        return {**basic, **self.env}
+
+    def serves(self, name: str) -> bool:
+        """Whether one of its globs covers this task name."""
+        return any(fnmatch.fnmatchcase(name, glob) for glob in self.tasks)
+
+
+# --- checks: each takes a value and returns it in its final form, or raises ValueError
+
+
+def _strings(value: Any) -> Tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a list of strings, not {value!r}")
+    if not all(isinstance(item, str) and item for item in value):
+        raise ValueError(f"must hold non-empty strings only: {value!r}")
+    return tuple(value)
+
+
+def _command(value: Any) -> Tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"must be a list, no shell looks at it: {value.split()!r}")
+    command = _strings(value)
+    if not command:
+        raise ValueError("is empty; name the program and its arguments")
+    if any("\0" in part for part in command):
+        raise ValueError("holds a NUL character")
+    return command
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"must be a whole number of 1 or more, not {value!r}")
+    return value
+
+
+def _seconds(value: Any) -> float:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
+        raise ValueError(f"must be a number of seconds above 0, not {value!r}")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"must be True or False, not {value!r}")
+    return value
+
+
+def _path(value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise ValueError(f"must be a path, not {value!r}")
+    return os.path.abspath(os.fspath(value))
+
+
+def _env(value: Any) -> Mapping[str, str]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a dictionary, not {value!r}")
+    for key, item in value.items():
+        if not isinstance(key, str) or not isinstance(item, str):
+            raise ValueError(f"must map strings to strings; {key!r} does not")
+    return dict(value)
+
+
+def _account(value: Any) -> Union[str, int]:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"must be a name or a number, not {value!r}")
+    return value
+
+
+def _mask(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 0o777:
+        raise ValueError(f"must be a number from 0 to 0o777, not {value!r}")
+    return value
+
+
+def _stderr(value: Any) -> str:
+    if value not in ("log", "inherit"):
+        raise ValueError(f"must be 'log' or 'inherit', not {value!r}")
+    return str(value)
+
+
+CHECKS: Mapping[str, Callable[[Any], Any]] = {
+    "command": _command,
+    "tasks": _strings,
+    "queues": _strings,
+    "size": _count,
+    "cwd": _path,
+    "env": _env,
+    "inherit_env": _flag,
+    "user": _account,
+    "group": _account,
+    "umask": _mask,
+    "timeout": _seconds,
+    "stop_timeout": _seconds,
+    "max_line": _count,
+    "stderr": _stderr,
+}
+assert set(CHECKS) == {f.name for f in fields(PoolSettings)} - {"name"}
+
+
+def read(conf: Any, concurrency: int) -> Dict[str, PoolSettings]:
+    """All pools by name, in the order they were written.
+
+    Arguments:
+        conf: the app's configuration.
+        concurrency: the worker's ``-c``, the size of a pool that names none.
+
+    Raises:
+        SettingError: the first thing that is wrong.
+    """
+    _refuse_unknown(conf)
+    shared = {
+        option: conf[PREFIX + option]
+        for option in CHECKS
+        if conf.get(PREFIX + option) is not None
+    }
+    pools = conf.get("linepool_pools")
+    if pools is None:
+        if "command" not in shared:
+            raise SettingError(
+                "linepool_command",
+                "is not set; name the program that serves the tasks, "
+                'such as ["ruby", "worker.rb"]',
+            )
+        shared.setdefault("tasks", ["*"])
+        return {"default": _pool("default", {}, shared, concurrency)}
+    if "command" in shared:
+        raise SettingError("linepool_command", "cannot be set beside linepool_pools")
+    if not isinstance(pools, Mapping) or not pools:
+        raise SettingError("linepool_pools", "must be a dictionary of pools by name")
+    return {
+        str(name): _pool(str(name), options, shared, concurrency)
+        for name, options in pools.items()
+    }
+
+
+def _pool(
+    name: str, own: Any, shared: Mapping[str, Any], concurrency: int
+) -> PoolSettings:
+    where = f"linepool_pools[{name!r}]"
+    if not isinstance(own, Mapping):
+        raise SettingError(where, f"must be a dictionary of options, not {own!r}")
+    for option in own:
+        if option not in CHECKS:
+            raise SettingError(f"{where}[{option!r}]", _unknown(str(option), CHECKS))
+    values: Dict[str, Any] = {"size": concurrency}
+    for option, value in {**shared, **own}.items():
+        setting = f"{where}[{option!r}]" if option in own else PREFIX + option
+        try:
+            values[option] = CHECKS[option](value)
+        except ValueError as exc:
+            raise SettingError(setting, str(exc)) from None
+    if "command" not in values:
+        raise SettingError(where, "has no command")
+    if not values.get("tasks") and not values.get("queues"):
+        raise SettingError(where, "serves nothing; give it tasks or queues")
+    return PoolSettings(name=name, **values)
+
+
+def _refuse_unknown(conf: Any) -> None:
+    known = {PREFIX + option for option in CHECKS} | {"linepool_pools"}
+    for key in _keys(conf):
+        if key not in known:
+            raise SettingError(key, _unknown(key, known))
+
+
+def _keys(conf: Any) -> List[str]:
+    """Our settings as written, in lower case and without a Django namespace."""
+    found = []
+    for key in conf.keys():
+        _, prefix, option = str(key).lower().partition(PREFIX)
+        if prefix and _ in ("", "celery_"):
+            found.append(prefix + option)
+    return sorted(set(found))
+
+
+def _unknown(option: str, known: Any) -> str:
+    close = difflib.get_close_matches(option, known, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"is no setting of celery-linepool{hint}"

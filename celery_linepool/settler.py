@@ -1,0 +1,248 @@
+"""Calls to the result backend, away from the engine.
+
+A slow or dead backend must not hold up the replies of other tasks. A task that stores
+something leaves its greenlet, and a thread here runs Celery's own code for it. Where
+the backend is Redis, what many tasks want to read and write at one moment goes out in
+one round trip: each call runs in a greenlet that stops where it would wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import sys
+import threading
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple
+
+from celery.backends.base import DisabledBackend
+from celery.exceptions import BackendStoreError
+from greenlet import getcurrent, greenlet
+
+from .engine import Engine
+from .job import Waiter
+from .mailbox import Mailbox
+from .threads import Threads
+
+logger = logging.getLogger(__name__)
+
+#: The calls of Celery's tracer that may wait for the backend's server.
+WAITING_CALLS = frozenset(
+    ["store_result", "mark_as_done", "mark_as_failure", "mark_as_retry"]
+)
+
+Result = Tuple[Any, Optional[BaseException]]
+
+
+class Away(Protocol):
+    """Runs a backend's method somewhere else; `done(value, error)` from there."""
+
+    def submit(
+        self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
+    ) -> None: ...
+
+
+class SettledBackend:
+    """The result backend as a task sees it whose greenlet must not wait."""
+
+    def __init__(self, backend: Any, engine: Engine, away: Away) -> None:
+        self._backend = backend
+        self._engine = engine
+        self._away = away
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._backend, name)
+        if name not in WAITING_CALLS or isinstance(self._backend, DisabledBackend):
+            return attribute
+        return partial(self._call, name, attribute)
+
+    def _call(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
+        if not _stores(name, args, kwargs):
+            return method(*args, **kwargs)
+        waiter = Waiter(self._engine)
+        done = partial(self._engine.post, waiter.wake)
+        self._away.submit(name, args, kwargs, done)
+        value, error = waiter.wait()
+        if error is not None:
+            raise error
+        return value
+
+
+def _stores(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bool:
+    """Whether this call reaches the server: not for a task that ignores its result."""
+    if name == "mark_as_done" and len(args) > 3:
+        return bool(args[3])
+    return bool(kwargs.get("store_result", True))
+
+
+def _attempt(method: Callable[..., Any], args: Any, kwargs: Any) -> Result:
+    try:
+        return method(*args, **kwargs), None
+    except Exception as exc:
+        return None, exc
+
+
+class ThreadedAway:
+    """For any backend: a thread for each call, so that slow ones overlap."""
+
+    def __init__(self, app: Any, threads: Threads) -> None:
+        self._app = app
+        self._threads = threads
+
+    def submit(
+        self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
+    ) -> None:
+        self._threads.submit(self._run, method, args, kwargs, done)
+
+    def _run(
+        self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
+    ) -> None:
+        # A backend belongs to the thread that asks the app for it.
+        done(_attempt(getattr(self._app.backend, method), args, kwargs))
+
+    def stop(self) -> None:
+        """The threads are their owner's."""
+
+
+# --- Redis ----------------------------------------------------------------------------
+
+#: One command as redis-py spells it: the method of a pipeline and its arguments.
+Command = Tuple[str, Tuple[Any, ...], Dict[str, Any]]
+Gather = Callable[[List[Command]], List[Any]]
+
+
+class _Recorder:
+    """Stands in for a pipeline: remembers the commands, and sends them with others'."""
+
+    def __init__(self, gather: Gather) -> None:
+        self._gather = gather
+        self._commands: List[Command] = []
+
+    def __enter__(self) -> "_Recorder":
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._commands.clear()
+
+    def __getattr__(self, name: str) -> Callable[..., "_Recorder"]:
+        def record(*args: Any, **kwargs: Any) -> "_Recorder":
+            self._commands.append((name, args, kwargs))
+            return self
+
+        return record
+
+    def execute(self) -> List[Any]:
+        commands, self._commands = self._commands, []
+        return self._gather(commands)
+
+
+class _GatheringClient:
+    """Stands in for a Redis client: what the storing of a result asks is gathered."""
+
+    def __init__(self, client: Any, gather: Gather) -> None:
+        self._client = client
+        self._gather = gather
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def get(self, key: Any) -> Any:
+        return self._gather([("get", (key,), {})])[0]
+
+    def pipeline(self, *args: Any, **kwargs: Any) -> _Recorder:
+        return _Recorder(self._gather)
+
+
+class BatchingAway(threading.Thread):
+    """For Redis: one thread, and one round trip for what waits at a moment."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(name="linepool-settler", daemon=True)
+        # An instance of its own, also where the app shares one between threads: its
+        # client is replaced.
+        self._backend = app._get_backend()
+        self._client = self._backend.client
+        self._backend.__dict__["client"] = _GatheringClient(self._client, self._gather)
+        self._inbox = Mailbox()
+        self._running = True
+        self._loop: Optional[greenlet] = None
+        #: Calls that stopped for the next round trip, with what they want of it.
+        self._stopped: List[Tuple[greenlet, List[Command]]] = []
+
+    def submit(
+        self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
+    ) -> None:
+        self._inbox.post(self._begin, method, args, kwargs, done)
+
+    def stop(self) -> None:
+        if self.is_alive():
+            self._inbox.post(self._halt)
+            self.join()
+        self._inbox.close()
+        self._client.close()
+
+    def run(self) -> None:
+        self._loop = getcurrent()
+        while self._running or self._stopped:
+            self._inbox.armed = True
+            if not self._inbox and not self._stopped:
+                select.select([self._inbox], [], [])
+                self._inbox.clear_wakeup()
+            self._inbox.armed = False
+            for _ in range(len(self._inbox)):
+                call, args = self._inbox.take()
+                call(*args)
+            if self._stopped:
+                self._round_trip()
+
+    def _halt(self) -> None:
+        self._running = False
+
+    def _begin(
+        self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
+    ) -> None:
+        bound = getattr(self._backend, method)
+        task = greenlet(lambda: done(_attempt(bound, args, kwargs)), parent=self._loop)
+        task.switch()
+
+    def _gather(self, commands: List[Command]) -> List[Any]:
+        """In a call's greenlet: stop until the commands have been sent."""
+        assert self._loop is not None
+        self._stopped.append((getcurrent(), commands))
+        results, error = self._loop.switch()
+        if error is not None:
+            raise error
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        return list(results)
+
+    def _round_trip(self) -> None:
+        stopped, self._stopped = self._stopped, []
+        commands = [command for _, wanted in stopped for command in wanted]
+        # The backend's own policy of reconnecting and retrying, around the batch.
+        results, error = _attempt(
+            self._backend.ensure, (self._execute, (commands,)), {}
+        )
+        if error is not None:
+            # Not the client's error: each call would go through the policy again.
+            error = BackendStoreError(f"the result backend failed: {error!r}")
+            results = [None] * len(commands)
+        at = 0
+        for task, wanted in stopped:
+            task.switch((results[at : at + len(wanted)], error))
+            at += len(wanted)
+
+    def _execute(self, commands: List[Command]) -> List[Any]:
+        # Not in a transaction: an error of one task's command is that task's alone.
+        # The order is kept, so a result is stored before it is announced.
+        with self._client.pipeline(transaction=False) as pipe:
+            for name, args, kwargs in commands:
+                getattr(pipe, name)(*args, **kwargs)
+            return list(pipe.execute(raise_on_error=False))
+
+
+def is_redis(backend: Any) -> bool:
+    """Whether Celery's Redis backend, or one made from it, stores the results."""
+    module = sys.modules.get("celery.backends.redis")
+    return module is not None and isinstance(backend, module.RedisBackend)

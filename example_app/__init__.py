@@ -1,0 +1,1 @@
+"""An app whose tasks are written in other languages: `python -m example_app`."""

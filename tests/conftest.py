@@ -1,0 +1,72 @@
+"""Fixtures for all tests: real brokers, real workers, and a look for leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+import workers
+from leaks import LeakGuard, leak_guard
+from localprocess import Servers, Watchdog
+
+__all__ = ["leak_guard"]
+
+FACTORY: pytest.StashKey[workers.WorkerFactory] = pytest.StashKey()
+
+#: Enough for the story, not so much that the report cannot be read.
+LOG_TAIL = 20_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def watchdog(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watchdog]:
+    """Nothing outlives the session, not even when it is killed."""
+    watchdog = Watchdog(tmp_path_factory.getbasetemp())
+    yield watchdog
+    watchdog.close()
+
+
+@pytest.fixture(scope="session")
+def servers(
+    watchdog: Watchdog, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Servers]:
+    """The brokers of this session: private ports, data in a temporary folder."""
+    servers = Servers(lambda kind: tmp_path_factory.mktemp(kind, numbered=True))
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def start_worker(
+    request: pytest.FixtureRequest,
+    leak_guard: LeakGuard,
+    servers: Servers,
+    tmp_path: Path,
+) -> Iterator[workers.WorkerFactory]:
+    """Starts real workers; see ``workers.WorkerFactory``."""
+    factory = workers.WorkerFactory(tmp_path, servers, leak_guard)
+    request.node.stash[FACTORY] = factory
+    yield factory
+    factory.close()
+
+
+@pytest.fixture
+def run_celery(
+    leak_guard: LeakGuard, tmp_path: Path
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Runs a ``celery`` command to its end; see ``workers.run_celery``."""
+    leak_guard.folders.append(tmp_path)
+    yield workers.run_celery
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the logs of the workers of a failed test."""
+    report = yield
+    factory = item.stash.get(FACTORY, None)
+    if report.failed and factory is not None:
+        for name, log in factory.logs:
+            report.sections.append((f"log of {name}", log()[-LOG_TAIL:]))
+    return report
