@@ -197,7 +197,7 @@ class Child:
         if self.state is State.ALIVE:
             if hasattr(os, "waitid"):
                 options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-                if os.waitid(os.P_PID, self.pid, options) is not None:
+                if _waitable(self.pid, options):
                     self.state = State.EXITED
             elif self._process.poll() is not None:
                 self.state = State.EXITED
@@ -230,6 +230,13 @@ class Child:
         oom = -code == signal.SIGKILL and not self._killed
         hint = " (out of memory?)" if oom else ""
         return f"was killed by {name}{hint}"
+
+
+def _waitable(pid: int, options: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, options) is not None
+    except ChildProcessError:
+        return True  # somebody else waited for all children of the process
 
 
 def _detach(stream: "Optional[IO[bytes]]") -> Optional[int]:

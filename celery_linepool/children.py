@@ -1,101 +1,29 @@
-"""One pool: its children, its line of waiting tasks, and the way between the two.
+"""One pool: its line of waiting tasks, and the way between them and its children.
 
 Everything here runs in the engine's loop, so there are no locks. Rules of residence:
-a member serves one call at a time; a member that is not idle is never given a call;
-a member that broke a rule or died is lost, and lost is for ever.
+a member serves one call at a time, and one that is not idle is never given a call.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 import time
 from collections import deque
 from functools import partial
-from typing import (
-    Any,
-    Callable,
-    Deque,
-    Dict,
-    List,
-    Mapping,
-    Optional,
-    Protocol,
-    Set,
-    Union,
-)
+from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Union
 
-from .backoff import Backoff
 from .child import Child
-from .engine import READ, WRITE, Engine
-from .errors import BootError, SpawnError
+from .engine import WRITE, Engine
+from .errors import BootError
 from .guardian import Guardian
 from .job import Answer, Call, Cause, Job, Loss
-from .protocol import Reply, Violation, show
+from .member import Member, Phase
+from .nursery import EXIT_GRACE, Nursery
+from .protocol import Violation, show
 from .settings import PoolSettings
-from .stderr import Drain, Stream
-from .timers import Timer
+from .stderr import Drain
 
 logger = logging.getLogger(__name__)
-
-#: Seconds that a pool's first children must live before the worker starts: enough for
-#: an interpreter to find that its script is missing or wrong.
-START_GRACE = 0.5
-#: Seconds after its start in which the death of a child that never answered means that
-#: it cannot boot. Rails applications take up to a minute.
-BOOT_TIME = 60.0
-#: Seconds between the end of a child's stdout and SIGKILL, for an exit that is under
-#: way and whose status people want to see.
-EXIT_GRACE = 0.5
-#: Seconds after SIGKILL at which a task stops waiting for the child's end: a process
-#: in a system call that cannot be interrupted may take for ever.
-KILL_GRACE = 5.0
-#: Seconds between looks at a child's exit where the kernel cannot tell it by itself.
-EXIT_POLL = 0.05
-
-
-class Phase(enum.Enum):
-    """What a member is to its pool."""
-
-    IDLE = "idle"
-    #: Reserved for a job that has not asked it yet.
-    RESERVED = "reserved"
-    BUSY = "busy"
-    #: Asked to end, at the stop of the worker.
-    STOPPING = "stopping"
-    #: Being killed, or dead; only its end is waited for.
-    LOST = "lost"
-    GONE = "gone"
-
-
-MOVES: Mapping[Phase, Set[Phase]] = {
-    Phase.IDLE: {Phase.RESERVED, Phase.BUSY, Phase.STOPPING, Phase.LOST},
-    Phase.RESERVED: {Phase.IDLE, Phase.BUSY, Phase.LOST},
-    Phase.BUSY: {Phase.IDLE, Phase.LOST},
-    Phase.STOPPING: {Phase.LOST},
-    Phase.LOST: {Phase.GONE},
-    Phase.GONE: set(),
-}
-
-
-class Member:
-    """A child in its pool: what it does and for whom."""
-
-    def __init__(self, child: Child, stream: Optional[Stream]) -> None:
-        self.child = child
-        self.stream = stream
-        self.phase = Phase.IDLE
-        self.job: Optional[Job] = None
-        self.call: Optional[Call] = None
-        self.served = 0
-        #: Why it is lost: becomes the answer to its call.
-        self.loss: Optional[Loss] = None
-        self.timer: Optional[Timer] = None
-
-    def move(self, phase: Phase) -> None:
-        if phase not in MOVES[self.phase]:
-            raise AssertionError(f"{self.child}: {self.phase} -> {phase} is not legal")
-        self.phase = phase
 
 
 class Owner(Protocol):
@@ -128,97 +56,23 @@ class Children:
     ) -> None:
         self.settings = settings
         self._engine = engine
-        self._guardian = guardian
-        self._drain = drain
         self._owner = owner
-        self._log_level = log_level
-        self._backoff = Backoff()
-        self._members: List[Member] = []
+        self._nursery = Nursery(settings, engine, guardian, drain, log_level, self)
         self._idle: List[Member] = []
         self._waiting: Deque[Union[Job, Call]] = deque()
         self._settling = 0
-        #: Children that will be started after a pause.
-        self._to_come = 0
-        #: A child of this pool has answered or lived long: its command works.
-        self._proven = False
-        self._closed = False
-        self._when_empty: Optional[Callable[[], Any]] = None
-        self.replaced = 0
-
-    # --- start and stop ---------------------------------------------------------------
 
     def start(self, ready: Callable[[Optional[BootError]], Any]) -> None:
         """Start all children; `ready(error)` is called once they live, or do not."""
-        self._ready = ready
-        for _ in range(self.settings.size):
-            try:
-                self._spawn()
-            except SpawnError as exc:
-                self._cannot_boot(str(exc), [])
-                return
-        self._engine.call_later(START_GRACE, self._started, None)
-
-    def _started(self, error: Optional[BootError]) -> None:
-        ready, self._ready = self._ready, _nobody
-        ready(error)
-
-    def flush(self) -> List[Job]:
-        """Take all jobs out of the line that have not started."""
-        jobs = [claim for claim in self._waiting if isinstance(claim, Job)]
-        self._waiting = deque(c for c in self._waiting if isinstance(c, Call))
-        return jobs
+        self._nursery.start(ready)
 
     def stop(self, empty: Callable[[], Any]) -> None:
         """End all children, politely, then not; `empty()` when all are reaped."""
-        self._closed = True
-        self._when_empty = empty
-        for member in list(self._members):
-            if member.phase is Phase.IDLE:
-                self._stop(member)
-            elif member.phase is not Phase.LOST:
-                self.lose(member, Loss(Cause.DIED, self._says(member, "was stopped")))
-        self._check_empty()
+        self._nursery.stop(empty)
 
     def kill(self) -> None:
         """End all children at once."""
-        self._closed = True
-        for member in list(self._members):
-            if member.phase is Phase.LOST:
-                member.child.kill()
-            else:
-                self.lose(member, Loss(Cause.DIED, self._says(member, "was killed")))
-
-    def _stop(self, member: Member) -> None:
-        member.move(Phase.STOPPING)
-        self._idle.remove(member)
-        self._engine.unwatch(member.child.stdin)
-        member.child.stop()
-        half = self.settings.stop_timeout / 2
-        member.timer = self._engine.call_later(half, self._firmly, member, half)
-
-    def _firmly(self, member: Member, half: float) -> None:
-        logger.warning(
-            "linepool: pool %r: child pid %s did not end when its stdin did; SIGTERM",
-            self.settings.name,
-            member.child.pid,
-        )
-        member.child.terminate()
-        member.timer = self._engine.call_later(half, self._by_force, member)
-
-    def _by_force(self, member: Member) -> None:
-        logger.warning(
-            "linepool: pool %r: child pid %s outlived linepool_stop_timeout = %g s; "
-            "SIGKILL",
-            self.settings.name,
-            member.child.pid,
-            self.settings.stop_timeout,
-        )
-        self.lose(member, None)
-
-    def _check_empty(self) -> None:
-        if self._closed and not self._members and self._when_empty is not None:
-            empty, self._when_empty = self._when_empty, None
-            empty()
+        self._nursery.kill()
 
     # --- tasks to children ------------------------------------------------------------
 
@@ -229,6 +83,12 @@ class Children:
         else:
             self._waiting.append(claim)
         self._serve()
+
+    def flush(self) -> List[Job]:
+        """Take all jobs out of the line that have not started."""
+        jobs = [claim for claim in self._waiting if isinstance(claim, Job)]
+        self._waiting = deque(c for c in self._waiting if isinstance(c, Call))
+        return jobs
 
     def _serve(self) -> None:
         """Give idle children to those that wait.
@@ -253,11 +113,11 @@ class Children:
         """An idle child that is found well; those that are not are replaced."""
         while self._idle:
             member = self._idle[-1]
-            self._read(member)
+            self.readable(member)
             if member.child.fit and not member.child.has_exited():
                 return self._idle.pop()
             if member.phase is not Phase.LOST:
-                self.lose(member, None)
+                self._nursery.lose(member, None)
         return None
 
     def _begin(self, member: Member, job: Job) -> None:
@@ -300,7 +160,7 @@ class Children:
         if job.member is not None:
             member, job.member = job.member, None
             member.job = None
-            self.lose(member, None)
+            self._nursery.lose(member, None)
 
     def _write(self, member: Member, call: Call) -> None:
         member.move(Phase.BUSY)
@@ -313,7 +173,7 @@ class Children:
             )
 
     def _writable(self, member: Member) -> None:
-        if member.child.flush():
+        if member.phase is not Phase.BUSY or member.child.flush():
             self._engine.unwatch(member.child.stdin)
 
     def settled(self, job: Job) -> None:
@@ -340,20 +200,25 @@ class Children:
 
     # --- children to tasks ------------------------------------------------------------
 
-    def _read(self, member: Member) -> bool:
+    def readable(self, member: Member) -> bool:
         """Take what a child said; False if there was nothing, or nobody to hear it."""
         if member.phase in (Phase.LOST, Phase.GONE):
             return False
         events = member.child.receive()
+        if member.phase is Phase.STOPPING:
+            # Nobody is asked any more, so nothing it says can be mistaken.
+            if member.child.eof:
+                self._engine.unwatch(member.child.stdout)
+            return events is not None
         answers = []
         for event in events or ():
             if isinstance(event, Violation):
                 self._violated(member, event)
             else:
                 answers.append((self._replied(member), event))
-        if member.child.eof and member.phase is not Phase.LOST:
+        if member.child.eof:
             # Its exit may follow in a moment, and with it the reason.
-            self.lose(member, None, EXIT_GRACE)
+            self._nursery.lose(member, None, EXIT_GRACE)
         if answers:
             # The child takes its next job before the last one is settled.
             self._serve()
@@ -365,8 +230,7 @@ class Children:
         call = member.call
         assert call is not None  # the connection refuses a reply without a request
         member.served += 1
-        self._proven = True
-        self._backoff.succeeded()
+        self._nursery.proven()
         self._release(member)
         if call.job is not None:
             call.job.settling = True
@@ -379,10 +243,10 @@ class Children:
         call.answer(answer)
 
     def _violated(self, member: Member, violation: Violation) -> None:
-        text = self._says(member, f"broke the protocol: {violation}")
+        text = self._nursery.says(member, f"broke the protocol: {violation}")
         if member.call is None:
-            logger.error("linepool: %s; it is replaced. %s", text, _STDOUT_HINT)
-        self.lose(member, Loss(Cause.VIOLATION, text))
+            logger.error("linepool: %s; it is killed. %s", text, _STDOUT_HINT)
+        self._nursery.lose(member, Loss(Cause.VIOLATION, text))
 
     # --- limits -----------------------------------------------------------------------
 
@@ -397,11 +261,11 @@ class Children:
             job.doomed = Loss(Cause.LIMIT, f"it exceeded {name}", seconds)
             self._withdraw(job)
         elif member.phase in (Phase.RESERVED, Phase.BUSY):
-            self._read(member)  # the reply may have come just now
+            self.readable(member)  # the reply may have come just now
             if member.job is job and member.phase is not Phase.LOST:
-                said = self._says(member, f"exceeded {name} = {seconds:g} s")
+                said = self._nursery.says(member, f"exceeded {name} = {seconds:g} s")
                 job.doomed = Loss(Cause.LIMIT, said, seconds)
-                self.lose(member, job.doomed)
+                self._nursery.lose(member, job.doomed)
 
     def _withdraw(self, job: Job) -> None:
         for claim in self._waiting:
@@ -413,10 +277,12 @@ class Children:
     def _call_limit(self, call: Call) -> None:
         call.timer = None
         seconds = self.settings.timeout
-        for member in self._members:
+        for member in self._nursery.members:
             if member.call is call:
-                said = self._says(member, f"exceeded linepool_timeout = {seconds:g} s")
-                self.lose(member, Loss(Cause.LIMIT, said, seconds))
+                said = self._nursery.says(
+                    member, f"exceeded linepool_timeout = {seconds:g} s"
+                )
+                self._nursery.lose(member, Loss(Cause.LIMIT, said, seconds))
                 return
         if call in self._waiting:
             self._waiting.remove(call)
@@ -428,108 +294,36 @@ class Children:
         loss = Loss(Cause.TERMINATED, f"it was terminated by signal {signum}", signum)
         if job.member is not None:
             job.doomed = loss
-            self.lose(job.member, loss)
+            self._nursery.lose(job.member, loss)
         elif not job.settling:
             job.doomed = loss
             self._withdraw(job)
 
-    # --- the end of a child -----------------------------------------------------------
+    # --- what the nursery tells -------------------------------------------------------
 
-    def lose(self, member: Member, loss: Optional[Loss], grace: float = 0) -> None:
-        """A member is no longer to be used: kill it now, or after a grace time.
+    def born(self, member: Member) -> None:
+        self._idle.insert(0, member)
+        self._serve()
 
-        Its call is answered when it is gone: the task must not be stored as failed,
-        or given back to the broker, while its child may still work on it.
-        """
-        if member.phase in (Phase.LOST, Phase.GONE):
-            return
+    def left(self, member: Member) -> None:
         if member.phase is Phase.IDLE:
             self._idle.remove(member)
-        if member.timer is not None:
-            self._engine.cancel(member.timer)
-        stopping = member.phase is Phase.STOPPING
-        member.move(Phase.LOST)
-        member.loss = loss
-        self._engine.unwatch(member.child.stdout)
-        if not stopping:
-            self._engine.unwatch(member.child.stdin)
-        if member.child.has_exited():
-            self._gone(member)
-        elif grace:
-            member.timer = self._engine.call_later(grace, self._kill_silent, member)
-        else:
-            self._kill(member)
+        self._engine.unwatch(member.child.stdin)
 
-    def _kill_silent(self, member: Member) -> None:
-        if member.loss is None:
-            text = self._says(member, "closed its stdout but lived; it was killed")
-            member.loss = Loss(Cause.DIED, text)
-        self._kill(member)
+    def failed_to_boot(self, error: BootError) -> None:
+        self._owner.failed_to_boot(error)
 
-    def _kill(self, member: Member) -> None:
-        member.child.kill()
-        member.timer = self._engine.call_later(KILL_GRACE, self._undead, member)
-
-    def _undead(self, member: Member) -> None:
-        logger.error(
-            "linepool: pool %r: child pid %s does not die from SIGKILL; its task is "
-            "given up",
-            self.settings.name,
-            member.child.pid,
-        )
-        self._answer_lost(member, [])
-
-    def _exited(self, member: Member) -> None:
-        """The kernel says so. What it said last is still in the pipe."""
-        if not member.child.has_exited():
-            return
-        while self._read(member):
-            pass
-        if member.phase in (Phase.LOST, Phase.GONE):
-            self._gone(member)
-        else:
-            self.lose(member, None)
-
-    def _poll_exit(self, member: Member) -> None:
-        self._exited(member)
-        if member.phase is not Phase.GONE:
-            self._engine.call_later(EXIT_POLL, self._poll_exit, member)
-
-    def _gone(self, member: Member) -> None:
-        """It is dead: reap it, take its last words, answer its call, replace it."""
-        if member.phase is Phase.GONE:
-            return
-        member.move(Phase.GONE)
-        if member.timer is not None:
-            self._engine.cancel(member.timer)
-        if member.child.exit is not None:
-            self._engine.unwatch(member.child.exit)
-        untouched = member.call is not None and member.child.untouched()
-        self._guardian.unwatch(member.child.pid)
-        member.child.reap()
-        self._members.remove(member)
-        if member.stream is None:
-            self._buried(member, untouched, [])
-        else:
-            post = self._engine.post
-            self._drain.finish(
-                member.stream, lambda tail: post(self._buried, member, untouched, tail)
-            )
-
-    def _buried(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        if not self._closed:
-            self._replace(member, untouched, tail)
-        if untouched and member.loss is None and not self._closed:
+    def gone(self, member: Member, untouched: bool, tail: List[str]) -> None:
+        if untouched and member.loss is None and not self._nursery.closed:
             # Not one byte of the request was read: nothing was begun, nothing is lost.
-            assert member.call is not None
+            call, member.call = member.call, None
             if member.job is not None:
                 member.job.member = None
-            self.submit(member.call, first=True)
-            member.call = None
-        self._answer_lost(member, tail)
-        self._check_empty()
+            if call is not None:
+                self.submit(call, first=True)
+        self.given_up(member, tail)
 
-    def _answer_lost(self, member: Member, tail: List[str]) -> None:
+    def given_up(self, member: Member, tail: List[str]) -> None:
         call, member.call = member.call, None
         if member.job is not None:
             member.job.member = None
@@ -540,103 +334,23 @@ class Children:
             half = ""
             if member.child.leftover:
                 half = f"; it left half a line: {show(member.child.leftover)}"
-            text = self._says(member, f"{member.child.exit_text()}{half}")
+            text = self._nursery.says(member, f"{member.child.exit_text()}{half}")
             loss = Loss(Cause.DIED, text)
         if tail:
             loss = Loss(loss.cause, loss.text, loss.number, tail)
         self._answer(call, loss)
 
-    def _replace(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        """Start another child: at once, or after a pause if they do not come up."""
-        name, pid, child = self.settings.name, member.child.pid, member.child
-        unasked = member.call is None or untouched
-        ours = member.loss is not None and member.loss.cause is not Cause.VIOLATION
-        age = time.monotonic() - child.born
-        if member.served or ours or (not unasked):
-            delay = 0.0
-        else:
-            if not self._proven and age < BOOT_TIME:
-                what = member.loss.text if member.loss else child.exit_text()
-                self._cannot_boot(what, tail)
-                return
-            delay = self._backoff.failed()
-        self.replaced += 1
-        logger.warning(
-            "linepool: pool %r: child pid %s %s after %d tasks; another is started%s",
-            name,
-            pid,
-            child.exit_text(),
-            member.served,
-            f" in {delay:.1f} s" if delay else "",
-        )
-        self._spawn_later(delay)
-
-    def _cannot_boot(self, what: str, tail: List[str]) -> None:
-        self._closed = True
-        loss = Loss(Cause.DIED, f"{self._setting}: {what}", tail=tail)
-        error = BootError(f"{loss}")
-        self._owner.failed_to_boot(error)
-        self._started(error)
-
-    # --- the birth of a child ---------------------------------------------------------
-
-    def _spawn_later(self, delay: float) -> None:
-        self._to_come += 1
-        self._engine.call_later(delay, self._spawn_again)
-
-    def _spawn_again(self) -> None:
-        self._to_come -= 1
-        if self._closed:
-            return
-        try:
-            self._spawn()
-        except SpawnError as exc:
-            delay = self._backoff.failed()
-            logger.error(
-                "linepool: %s: %s; trying again in %.1f s", self._setting, exc, delay
-            )
-            self._spawn_later(delay)
-        else:
-            self._serve()
-
-    def _spawn(self) -> None:
-        child = Child(self.settings, self.settings.environment())
-        self._guardian.watch(child.pid)
-        stream = None
-        if child.stderr is not None:
-            stream = Stream(
-                child.stderr, self.settings.name, child.pid, self._log_level
-            )
-            self._drain.add(stream)
-        member = Member(child, stream)
-        self._members.append(member)
-        self._idle.insert(0, member)
-        self._engine.watch(child.stdout, READ, partial(self._read, member))
-        if child.exit is not None:
-            self._engine.watch(child.exit, READ, partial(self._exited, member))
-        else:
-            self._engine.call_later(EXIT_POLL, self._poll_exit, member)
-
     # --- for people -------------------------------------------------------------------
-
-    @property
-    def _setting(self) -> str:
-        if self.settings.name == "default":
-            return "linepool_command"
-        return f"linepool_pools[{self.settings.name!r}]['command']"
-
-    def _says(self, member: Member, what: str) -> str:
-        return f"child pid {member.child.pid} of pool {self.settings.name!r} {what}"
 
     def pids(self) -> List[int]:
         # Read by the main thread: one slice is atomic.
-        return [member.child.pid for member in self._members[:]]
+        return [member.child.pid for member in self._nursery.members[:]]
 
     def overdue(self, now: float) -> List[Child]:
         """Children whose job should have been ended by now. From any thread."""
         return [
             member.child
-            for member in self._members[:]
+            for member in self._nursery.members[:]
             for job in [member.job]
             if job is not None and job.deadline is not None and job.deadline < now
         ]
@@ -648,16 +362,12 @@ class Children:
             "size": self.settings.size,
             "waiting": len(self._waiting),
             "settling": self._settling,
-            "replaced": self.replaced,
+            "replaced": self._nursery.replaced,
             "children": [
                 {"pid": m.child.pid, "state": m.phase.value, "tasks": m.served}
-                for m in self._members[:]
+                for m in self._nursery.members[:]
             ],
         }
 
 
 _STDOUT_HINT = "Its stdout is the protocol: print to stderr instead"
-
-
-def _nobody(error: Optional[BootError]) -> None:
-    """After the start nobody waits for `ready` any more."""

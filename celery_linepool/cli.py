@@ -32,7 +32,7 @@ def _widen() -> None:
         if not isinstance(name, str) or ":" not in name:
             return stock(self, value, param, ctx)
         try:
-            return symbol_by_name(name)
+            return symbol_by_name(name)  # type: ignore[no-untyped-call]
         except Exception as exc:
             self.fail(f"cannot import the pool {name!r}: {exc}", param, ctx)
 

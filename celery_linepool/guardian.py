@@ -16,7 +16,7 @@ from typing import Optional, Set
 
 logger = logging.getLogger(__name__)
 
-SCRIPT = Path(__file__).with_name("guardian.sh").read_text()
+SCRIPT = Path(__file__).with_name("guardian.sh")
 
 
 class Guardian:
@@ -33,7 +33,7 @@ class Guardian:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", SCRIPT, "linepool-guardian"],
+            ["/bin/sh", str(SCRIPT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Calls handed from any thread to one, in batches, with a file descriptor to wait on."""
+"""Calls handed from any thread to one, in batches, with a descriptor to wait on."""
 
 from __future__ import annotations
 

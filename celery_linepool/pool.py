@@ -8,7 +8,6 @@ reads; where there is no event loop a thread of ours does, as in Celery's own po
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import select
 import threading
@@ -59,7 +58,7 @@ MOVES: Mapping[Stage, Set[Stage]] = {
 }
 
 
-class Task(Job):
+class CeleryJob(Job):
     """A job with Celery's request and callbacks: each is called at most once."""
 
     def __init__(
@@ -130,15 +129,14 @@ class LinePool(BasePool):  # type: ignore[misc]
                 register(self.app, name)
         self.app.steps["consumer"].add(LinePoolStep)
         self._threaded = bool(self.options.get("threads", True))
-        self._jobs: Set[Task] = set()
+        self._jobs: Set[CeleryJob] = set()
         self._consumer: Any = None
         self._hub: Any = None
         self._connections = 0
         self._courier: Optional[threading.Thread] = None
         self._blocks: Dict[str, bool] = {}
-        multiplier = self.app.conf.worker_prefetch_multiplier
-        shares = {name: pool.size * multiplier for name, pool in self.settings.items()}
-        self._prefetch = Prefetch({**shares, LOCAL: 0})
+        slots = {name: pool.size for name, pool in self.settings.items()}
+        self._prefetch = Prefetch({**slots, LOCAL: 0})
         level = mlevel(self.app.conf.worker_redirect_stdouts_level)
         self.runtime = Runtime(
             self.app, self.settings, self.router, self.limit, level, self
@@ -191,7 +189,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Called by our consumer step at every connection."""
         self._consumer = consumer
         self._connections += 1
-        self._prefetch.connected(consumer.qos)
+        self._prefetch.connected(consumer.qos, consumer.prefetch_multiplier)
         self.router.learn_queues(self.app.amqp.queues)
 
     # --- tasks ------------------------------------------------------------------------
@@ -202,12 +200,12 @@ class LinePool(BasePool):  # type: ignore[misc]
         args: Any = (),
         kwargs: Optional[Dict[str, Any]] = None,
         **options: Any,
-    ) -> Optional[Task]:
+    ) -> Optional[CeleryJob]:
         """Take a task. Never blocks, never raises: that would end the worker."""
         if self.stage is not Stage.RUNNING:
             return None  # its message stays unacknowledged and is given back
         lane = self._lane(args[0], options)
-        job = Task(self, lane, target, args, options)
+        job = CeleryJob(self, lane, target, args, options)
         job.limit = options.get("timeout") or self.options.get("timeout")
         job.plain = lane != LOCAL and not self._may_block(args[0], args[3])
         job.connection = self._connections
@@ -257,7 +255,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._receive()
 
     def accepted(self, job: Job, pid: int, when: float) -> None:
-        assert isinstance(job, Task)
+        assert isinstance(job, CeleryJob)
         accept, job.accept_callback = job.accept_callback, None
         if accept is not None:
             accept(pid, when)
@@ -267,7 +265,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._give_back(job)
 
     def ended(self, job: Job, returned: Any, raised: Optional[BaseException]) -> None:
-        assert isinstance(job, Task)
+        assert isinstance(job, CeleryJob)
         job.move(State.SETTLED)
         self._jobs.discard(job)
         try:
@@ -276,7 +274,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._give_back(job)
 
     def _report(
-        self, job: Task, returned: Any, raised: Optional[BaseException]
+        self, job: CeleryJob, returned: Any, raised: Optional[BaseException]
     ) -> None:
         if raised is None:
             _call(job.callback, returned)
@@ -290,13 +288,15 @@ class LinePool(BasePool):  # type: ignore[misc]
         celerys = isinstance(reason, TimeLimitExceeded) and job.limit is not None
         if celerys and compat.LIMIT_THROUGH_TIMEOUT_CALLBACK:
             _call(job.timeout_callback, False, job.limit)
-        else:
-            _call(job.error_callback, _einfo(reason))
+            return
+        if celerys:
+            reason = TimeLimitExceeded(job.limit)  # in Celery's words
+        _call(job.error_callback, _einfo(reason))
 
     def recheck(self, job: Job) -> None:
-        assert isinstance(job, Task)
+        assert isinstance(job, CeleryJob)
         stale = job.connection != self._connections or self.stage is not Stage.RUNNING
-        if stale or job.request.revoked():
+        if stale or job.request is None or job.request.revoked():
             self.dropped([job])
         else:
             job.checked()
@@ -304,7 +304,7 @@ class LinePool(BasePool):  # type: ignore[misc]
 
     def dropped(self, jobs: List[Job]) -> None:
         for job in jobs:
-            assert isinstance(job, Task)
+            assert isinstance(job, CeleryJob)
             job.move(State.DROPPED)
             self._jobs.discard(job)
             self._give_back(job)
@@ -314,7 +314,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             logger.critical("linepool: the worker stops: %s", error)
             worker_state.should_stop = EX_FAILURE
 
-    def _give_back(self, job: Task) -> None:
+    def _give_back(self, job: CeleryJob) -> None:
         if job.held:
             job.held = False
             if job.connection == self._connections:
@@ -347,6 +347,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
                 self._keep_connection()
+        self._pump(0)
         self._end(polite=True)
 
     def on_terminate(self) -> None:

@@ -20,11 +20,12 @@ class Prefetch:
     """Counts the unacknowledged messages of each lane.
 
     Arguments:
-        shares: the messages that each lane may hold within the prefetch count.
+        slots: of each lane; its share is this many times the prefetch multiplier.
     """
 
-    def __init__(self, shares: Mapping[str, int]) -> None:
-        self._shares = dict(shares)
+    def __init__(self, slots: Mapping[str, int]) -> None:
+        self._slots = dict(slots)
+        self._shares: Dict[str, int] = {}
         # ETA tasks come from Celery's timer thread where there is no event loop.
         # An RLock, because a signal handler may interrupt its holder.
         self._lock = threading.RLock()
@@ -32,12 +33,13 @@ class Prefetch:
         self._held: Dict[str, int] = {}
         self._borrowed: Dict[str, int] = {}
 
-    def connected(self, qos: Any) -> None:
+    def connected(self, qos: Any, multiplier: int) -> None:
         """A new connection: what was held belongs to the last one."""
         with self._lock:
             self._qos = qos
-            self._held = dict.fromkeys(self._shares, 0)
-            self._borrowed = dict.fromkeys(self._shares, 0)
+            self._shares = {k: slots * multiplier for k, slots in self._slots.items()}
+            self._held = dict.fromkeys(self._slots, 0)
+            self._borrowed = dict.fromkeys(self._slots, 0)
 
     def take(self, lane: str) -> None:
         """A message for this lane came."""

@@ -151,19 +151,22 @@ class Connection:
         if self.state is State.BROKEN:
             return events
         self._buffer += data
-        while self._buffer and self.state is not State.BROKEN:
-            if self.state is State.IDLE:
-                events.append(self._violate("it spoke without being asked"))
+        while self._buffer:
+            event = self._next_event()
+            if event is None:
                 break
-            line = self._take_line()
-            if line is None:
-                if len(self._buffer) > self._max_line:
-                    events.append(
-                        self._violate(f"a line longer than {self._max_line} bytes")
-                    )
-                break
-            events.append(self._reply(line))
+            events.append(event)
         return events
+
+    def _next_event(self) -> Optional[Event]:
+        if self.state is State.IDLE:
+            return self._violate("it spoke without being asked")
+        line = self._take_line()
+        if line is not None:
+            return self._reply(line)
+        if len(self._buffer) > self._max_line:
+            return self._violate(f"a line longer than {self._max_line} bytes")
+        return None
 
     def receive_eof(self) -> Optional[bytes]:
         """The child's stdout ended; the unfinished line it left behind, if any."""

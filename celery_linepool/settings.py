@@ -22,7 +22,7 @@ PREFIX = "linepool_"
 BASIC_ENV = ("PATH", "HOME", "LANG", "TZ")
 
 
-class SettingError(ImproperlyConfigured, click.ClickException):
+class SettingError(ImproperlyConfigured, click.ClickException):  # type: ignore[misc]
     """A setting is wrong. One sentence that names it; the worker does not start.
 
     As a ``ClickException`` it ends the ``celery`` command with that sentence instead

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional, cast
 
 from celery import Task
 from celery.app.autoretry import add_autoretry_behaviour
@@ -91,9 +91,10 @@ class ForeignTask(Task):  # type: ignore[misc]
         self, error: Optional[ForeignError], seconds: Optional[float]
     ) -> BaseException:
         """The exception of a retry that counts, already sent; Celery's own rules."""
-        return self._aside(
+        retry: BaseException = self._aside(
             lambda: self.retry(exc=error, countdown=seconds, throw=False)
         )
+        return retry
 
     def run_again(self, seconds: float, reason: str) -> BaseException:
         """The exception of a run after `seconds` that uses up no retry."""
@@ -104,15 +105,13 @@ class ForeignTask(Task):  # type: ignore[misc]
             request, countdown=seconds, retries=request.retries
         )
         message = f"{reason}; again in {seconds:g} s"
-        retry: BaseException = Retry(
-            message, when=seconds, is_eager=request.is_eager, sig=signature
-        )
+        again = Retry(message, when=seconds, is_eager=request.is_eager, sig=signature)
         if not request.is_eager:
             try:
                 self._aside(signature.apply_async)
             except Exception as exc:
-                return Reject(exc, requeue=False)  # as Celery's own retry does
-        return retry
+                again = Reject(exc, requeue=False)  # as Celery's own retry does
+        return cast(BaseException, again)
 
     def _aside(self, call: Any) -> Any:
         job = current_job()
@@ -152,7 +151,9 @@ def has_callbacks(body: Any) -> bool:
         return any(embed.get(k) for k in ("callbacks", "errbacks", "chain", "chord"))
     if isinstance(body, str):
         return not body.endswith(_NO_CALLBACKS.decode())
-    return not bytes(body[-len(_NO_CALLBACKS) :]) == _NO_CALLBACKS
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body[-len(_NO_CALLBACKS) :]) != _NO_CALLBACKS
+    return True
 
 
 def register(app: "Celery", name: str) -> ForeignTask:

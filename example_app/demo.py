@@ -28,6 +28,8 @@ TASK = "billing.charge"
 AUTOMATIC = ("ruby", "node", "php", "perl", "sh")
 #: Tasks sent one at a time, for the latency.
 ALONE = 50
+#: Of how many tasks in flight the client looks for results at once.
+AHEAD = 16
 #: Seconds without any result after which something must be wrong. A first `go run`
 #: compiles for a while.
 PATIENCE = 60.0
@@ -76,7 +78,7 @@ class Interrupts:
 
     def check(self) -> None:
         if self._signal is not None:
-            click.echo("\nInterrupted, stopping the worker.", err=True)
+            click.echo("\nInterrupted.", err=True)
             raise SystemExit(128 + self._signal)
 
 
@@ -108,7 +110,11 @@ def running_worker(
     try:
         yield process
     finally:
+        # Without a server Celery looks up from its queue every other second only.
+        click.echo("\nStopping the worker ...", err=True)
         stop(process)
+    if process.returncode != 0:
+        raise Failed(f"The worker ended with status {process.returncode}.")
 
 
 def worker_command(concurrency: int) -> List[str]:
@@ -175,16 +181,18 @@ class Client:
         pending = [task.result for task in batch]
         news = time.perf_counter()
         while pending:
-            still = [result for result in pending if not result.ready()]
-            if len(still) < len(pending):
+            # They settle about in order. Looking at all of them, a file each, would
+            # keep a processor from the worker.
+            ready = [result for result in pending[:AHEAD] if result.ready()]
+            if ready:
                 news = time.perf_counter()
-                progress(len(pending) - len(still))
+                pending = [result for result in pending if result not in ready]
+                progress(len(ready))
             elif worker.poll() is not None:
                 raise Failed(f"The worker ended with status {worker.returncode}.")
             elif time.perf_counter() - news > PATIENCE:
                 raise Failed(f"No result for {PATIENCE:.0f} s.")
             self._interrupts.check()
-            pending = still
             time.sleep(0.001)
         return news
 
@@ -199,7 +207,7 @@ def say(text: str = "", **style: Any) -> None:
 
 
 def fact(name: str, value: str) -> None:
-    say(click.style(f"  {name:<14}", dim=True) + value)
+    say(click.style(f"  {name:<12}  ", dim=True) + value)
 
 
 def report_children(tasks: Sequence[Charged]) -> None:
@@ -246,7 +254,6 @@ def report_verdict(tasks: Sequence[Charged]) -> bool:
     failed = sum(task.result.failed() for task in tasks)
     charged = [t.result.result for t in tasks if t.result.successful()]
     bad_ibans = sum(not result["iban_ok"] for result in charged)
-    say()
     for task in wrong[:3]:
         say(f"Not as expected: {task.row} became {task.result.result!r}", fg="red")
     if wrong:
@@ -305,7 +312,7 @@ def run(
         report_children(batch)
         report_speed(tasks, end - begin, latencies)
         report_failure(batch)
-        return report_verdict([*first, *batch, *alone])
+    return report_verdict([*first, *batch, *alone])
 
 
 @click.command()

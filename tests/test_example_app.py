@@ -150,11 +150,17 @@ def test_ends_with_its_stdin_before_any_request(child: Child) -> None:
         "{not: [json]}, at all",
         "Ünïcödé 😀",
         "",
-        "long " * 20_000,
     ],
     ids=lambda text: ascii(text[:12]),
 )
 def test_text_survives(child: Child, customer: str) -> None:
+    row = {**rows()[0], "customer": customer}
+    assert child.ask("billing.charge", row)["result"]["customer"] == customer
+
+
+def test_long_lines_survive(child: Child, language: str) -> None:
+    # Plain sh takes seconds for what the others do not notice, and says so.
+    customer = "long " * (400 if language == "sh" else 200_000)
     row = {**rows()[0], "customer": customer}
     assert child.ask("billing.charge", row)["result"]["customer"] == customer
 
@@ -213,7 +219,9 @@ def test_the_demo_runs_by_itself(language: str, tmp_path: Path) -> None:
     demo = Demo(tmp_path, "--language", language)
     code, out, err = demo.end()
     assert code == 0, out + err
-    assert "OK: 449 charged (" in out  # 400 and 50 alone and 1 first, without the bad
+    assert (
+        "OK: 450 charged (" in out
+    )  # 1 first, 400, 50 one by one; but not the bad one
     assert "1 failed, all as expected." in out
     assert f"{BAD['invoice']}, to pay in 0 instalments" in out
     assert ERRORS[language] in out

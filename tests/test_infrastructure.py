@@ -144,8 +144,9 @@ def test_a_shared_broker_cannot_be_stopped(start_worker):
 
 def test_a_private_backend_can_be_frozen(start_worker):
     worker = start_worker(pool="solo", tasks=TASKS, private_backend=True)
+    # Sent before: the client asks the backend too, to be told of the result.
+    result = worker.send("proj.add", 2, 3, countdown=1)
     worker.backend.pause()
-    result = worker.send("proj.add", 2, 3)
     worker.wait_for_log("received")
     worker.backend.resume()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from celery.result import AsyncResult
 from kombu import pools
 from kombu.transport.filesystem import Transport as FilesystemTransport
@@ -113,7 +113,12 @@ class Project:
             assert spec is not None and spec.loader is not None
             module = importlib.util.module_from_spec(spec)
             sys.modules["proj"] = module
-            spec.loader.exec_module(module)
+            current = getattr(_state._tls, "current_app", None)
+            try:
+                spec.loader.exec_module(module)
+            finally:
+                # Its app would stay the current one of the tests that follow.
+                _state._set_current_app(current)
             self._module = module
         return self._module
 
@@ -123,11 +128,8 @@ class Project:
 
     def close(self) -> None:
         close_app(self.app)
-        # What kombu does not close, it frees: let go, for a test may hold on to us.
-        del self.app
         if self._module is not None:
             close_app(self._module.app)
-            self._module = None
             sys.modules.pop("proj", None)
 
 
@@ -146,6 +148,12 @@ def close_app(app: Celery) -> None:
     with suppress(Exception):
         pools.reset()
     app.close()
+    # kombu closes its sockets but only frees the epoll, and a failed test's traceback
+    # holds on to the app: cut the ties between the app and the connections.
+    if "amqp" in vars(app):
+        app.amqp._producer_pool = None
+    for name in ("control", "events"):
+        vars(app).pop(name, None)
     # kombu remembers bindings per process, but they are in the folder of one test.
     FilesystemTransport.global_state.clear()
 

@@ -2,7 +2,8 @@
 # What plain sh cannot do:
 #  - read JSON. Values are cut out by pattern. That is right for the one-line form in
 #    which the pool writes, flat rows, and names that come once. Anything beyond it
-#    wants jq, or another language.
+#    wants jq, or another language; so do lines of more than a few kilobytes, because
+#    the time that cutting takes grows with the square of the length.
 #  - raise. A task runs in a subshell. When that fails, the error's type is the exit
 #    status, and its message and backtrace are what the task wrote to stderr.
 
