@@ -331,7 +331,13 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Start nothing more."""
         if self.stage is Stage.RUNNING:
             self._move(Stage.CLOSED)
-            self.runtime.flush()
+            self.runtime.close()
+            started = [job for job in self._jobs if job.state is State.RUNNING]
+            logger.info(
+                "linepool: finishing %d tasks; %d that wait are given back",
+                len(started),
+                len(self._jobs) - len(started),
+            )
 
     def on_stop(self) -> None:
         """Finish what has started, then end the children. Waits.

@@ -86,6 +86,7 @@ class Runtime:
         self._app = app
         self._router = router
         self._front = front
+        self._closing = False
         self._guardian = Guardian()
         self._drain = Drain()
         slots = sum(pool.size for pool in pools.values())
@@ -134,6 +135,11 @@ class Runtime:
         """Take every job that has not started out of its line."""
         self.engine.post(self._flush)
 
+    def close(self) -> None:
+        """Start nothing more, from this moment on."""
+        self._closing = True
+        self.flush()
+
     def _flush(self) -> None:
         for lane in self._jobs_lane.values():
             jobs = lane.flush()
@@ -176,6 +182,9 @@ class Runtime:
 
     def may_start(self, job: Job) -> bool:
         if job.state is not State.WAITING:
+            return False
+        if self._closing:
+            self.outbox.post(self._front.dropped, [job])
             return False
         if job.is_suspect():
             self.outbox.post(self._front.recheck, job)

@@ -162,7 +162,11 @@ class Client:
 
     def prepare(self, batch: Sequence[Row]) -> List[Charged]:
         """Write the tasks; no worker sees them before `hand_over`."""
-        return [Charged(row, app.send_task(TASK, args=[row])) for row in batch]
+        tasks = []
+        for row in batch:
+            self._interrupts.check()
+            tasks.append(Charged(row, app.send_task(TASK, args=[row])))
+        return tasks
 
     def hand_over(self) -> float:
         """Put what was prepared into the queue; when that was."""

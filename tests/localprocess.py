@@ -273,6 +273,10 @@ class Server:
     _container: LocalProcess
     shared: bool
     folder: Path
+    # These are the container's.
+    port: int
+    ready_prompt: str
+    logs: Callable[[], str]
 
     def start(self) -> None:
         self._own()

@@ -194,7 +194,12 @@ class Demo:
         )
 
     def end(self) -> Tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=100)
+        try:
+            out, err = self.process.communicate(timeout=100)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()  # it stops its worker then
+            self.process.communicate()
+            raise
         return self.process.returncode, out, err
 
     def left_behind(self) -> List[Any]:
@@ -248,8 +253,8 @@ def test_the_demo_does_not_connect_elsewhere(tmp_path: Path) -> None:
 def test_an_interrupted_demo_leaves_nothing(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    demo = Demo(tmp_path, "--tasks", "100000")
-    time.sleep(3)
+    demo = Demo(tmp_path, "--tasks", "5000")
+    time.sleep(4)  # by now it has a worker, and most likely tasks in flight
     demo.process.send_signal(number)
     code, _, err = demo.end()
     assert code == 128 + number, err

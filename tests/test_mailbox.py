@@ -106,7 +106,9 @@ def test_no_wakeup_is_lost_between_threads(mailbox: Mailbox) -> None:
         for number in range(LETTERS):
             mailbox.post(received.append, (sender, number))
 
-    threads = [threading.Thread(target=send, args=(n,)) for n in range(SENDERS)]
+    threads = [
+        threading.Thread(target=send, args=(n,), daemon=True) for n in range(SENDERS)
+    ]
     for thread in threads:
         thread.start()
     while len(received) < SENDERS * LETTERS:
@@ -134,13 +136,15 @@ def test_one_letter_at_a_time_always_wakes(mailbox: Mailbox) -> None:
             taken.acquire()
             mailbox.post(taken.release)
 
-    thread = threading.Thread(target=send)
+    thread = threading.Thread(target=send, daemon=True)
     thread.start()
     for _ in range(LETTERS):
         mailbox.armed = True
-        if not mailbox:
+        # A wake-up may come late, for a letter that was taken already.
+        while not mailbox:
             assert select.select([mailbox], [], [], 30)[0], "the reader sleeps on"
             mailbox.clear_wakeup()
+            mailbox.armed = True
         mailbox.armed = False
         call, args = mailbox.take()
         call(*args)

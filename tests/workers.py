@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import atomic_files  # noqa: F401
 import psutil
 import pytest
 from celery import Celery, _state
@@ -42,7 +43,11 @@ LINEPOOL = "celery_linepool:LinePool"
 WARM_SHUTDOWN = 10.0
 COLD_SHUTDOWN = 30.0
 
+#: Last in the worker's path: what the generated module imports from here.
+TESTS = Path(__file__).parent
+
 APP_MODULE = """\
+import atomic_files
 from celery import Celery
 
 app = Celery("proj")
@@ -56,12 +61,14 @@ class WorkerContainer(CeleryWorkerContainer):
     """pytest-celery's worker, started from this very environment."""
 
     @classmethod
-    def command(  # type: ignore[override]
+    def command(
         cls, *args: str, pool: str | None = None, nodename: str = "worker@%h"
     ) -> list[str]:
         return [
             *(sys.executable, "-m", "celery", "-A", "proj", "worker"),
             *("--loglevel", cls.log_level(), "--hostname", nodename),
+            # A second of every start, spent listening for neighbours.
+            "--without-mingle",
             *(() if pool is None else ("--pool", pool)),
             *args,
         ]
@@ -135,13 +142,18 @@ class Project:
 
 def close_app(app: Celery) -> None:
     """Give back every socket of a client app."""
-    backend = getattr(app._local, "backend", None) or getattr(
+    backend: Any = getattr(app._local, "backend", None) or getattr(
         app, "_backend_cache", None
     )
     # The server at the other end may be gone, which is not this test's fault.
+    consumer: Any = getattr(backend, "result_consumer", None)
     with suppress(Exception):
-        if hasattr(backend, "result_consumer"):
-            backend.result_consumer.stop()
+        if consumer is not None:
+            consumer.stop()
+    if hasattr(consumer, "_pubsub"):
+        # A result that is freed later would connect again to unsubscribe.
+        consumer._pubsub = None
+        consumer.subscribed_to.clear()
     with suppress(Exception):
         if "client" in vars(backend or object):
             backend.client.connection_pool.disconnect()
@@ -172,7 +184,7 @@ class Worker:
     ) -> None:
         self.project = project
         self.nodename = f"{log.stem}-{uuid.uuid4().hex[:8]}@localhost"
-        path = [str(project.folder), os.environ.get("PYTHONPATH", "")]
+        path = [str(project.folder), os.environ.get("PYTHONPATH", ""), str(TESTS)]
         process_env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, path)),
@@ -245,9 +257,7 @@ class Worker:
         # The interval is for backends that poll: the default is half a second.
         return result.get(timeout=timeout, interval=0.02, propagate=propagate)
 
-    def call(
-        self, name: str, *args: Any, timeout: float = 60, **options: Any
-    ) -> Any:
+    def call(self, name: str, *args: Any, timeout: float = 60, **options: Any) -> Any:
         """Send a task and return its result, or raise its exception."""
         return self.result(self.send(name, *args, **options), timeout)
 

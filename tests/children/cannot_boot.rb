@@ -1,0 +1,3 @@
+# An application that does not boot.
+warn "config/database.yml is missing"
+exit 1

@@ -1,0 +1,2 @@
+# Ends without having read anything of its stdin.
+exit 0
