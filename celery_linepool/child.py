@@ -216,6 +216,11 @@ class Child:
             os.close(self.exit)
             self.exit = None
 
+    def ended_from_outside(self) -> bool:
+        """Whether somebody else sent it SIGKILL or SIGTERM; known once it is reaped."""
+        signals = (-signal.SIGKILL, -signal.SIGTERM)
+        return not self._killed and self._process.returncode in signals
+
     def exit_text(self) -> str:
         """How it ended, for people: the status, or the signal by its name."""
         code = self._process.returncode

@@ -262,10 +262,11 @@ class Nursery:
         unasked = member.call is None or untouched
         ours = member.loss is not None and member.loss.cause is not Cause.VIOLATION
         age = time.monotonic() - child.born
-        if member.served or ours or (not unasked):
+        if member.served or ours or not unasked:
             delay = 0.0
         else:
-            if not self._proven and age < BOOT_TIME:
+            fatal = not self._proven and age < BOOT_TIME
+            if fatal and not child.ended_from_outside():
                 what = member.loss.text if member.loss else child.exit_text()
                 self._cannot_boot(what, tail)
                 return
