@@ -10,6 +10,7 @@ import array
 import enum
 import fcntl
 import os
+import resource
 import signal
 import subprocess
 import termios
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Bytes read at once: the size of a pipe's buffer on Linux.
 READ_SIZE = 65536
+#: Of 1000; what systemd gives to the processes that may go first.
+OOM_SCORE = "500"
 
 
 class State(enum.Enum):
@@ -68,6 +71,7 @@ class Child:
         #: Its stderr, for whoever drains and closes it from now on.
         self.stderr = _detach(self._process.stderr)
         self.exit = _exit_fd(self.pid)
+        self._place(settings)
 
     @staticmethod
     def _spawn(
@@ -91,6 +95,29 @@ class Child:
             )
         except (OSError, subprocess.SubprocessError) as exc:
             raise SpawnError(_why_not(settings, exc)) from exc
+
+    def _place(self, settings: "PoolSettings") -> None:
+        """What is set from outside, a moment after its start.
+
+        Between fork and exec only one thread lives, and a lock that another one held
+        is held for ever: no code of ours may run there.
+        """
+        try:
+            if settings.nice is not None:
+                os.setpriority(os.PRIO_PROCESS, self.pid, settings.nice)
+            if hasattr(resource, "prlimit"):
+                for number, limit in settings.rlimits.items():
+                    resource.prlimit(self.pid, number, limit)
+        except OSError as exc:
+            self.kill()
+            self._process.wait()
+            raise SpawnError(f"its nice or rlimits cannot be set: {exc}") from exc
+        try:
+            # If memory runs out, the kernel takes a child and not the worker.
+            with open(f"/proc/{self.pid}/oom_score_adj", "w") as file:
+                file.write(OOM_SCORE)
+        except OSError:
+            pass  # not Linux, or it runs as another user: the kernel decides
 
     def __repr__(self) -> str:
         doing = (
@@ -175,6 +202,15 @@ class Child:
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
+
+    def signal_group(self, signum: int) -> None:
+        """Any signal to the whole group."""
+        self._signal(signum)
+
+    def signal(self, signum: int) -> None:
+        """Any signal to the child alone, which decides what it means."""
+        if self.state is State.ALIVE:
+            os.kill(self.pid, signum)
 
     def kill(self) -> None:
         """SIGKILL to the whole group: grandchildren would hold the pipes open."""

@@ -10,20 +10,26 @@ import logging
 import time
 from collections import deque
 from functools import partial
-from typing import Any, Callable, Deque, Dict, List, Optional, Protocol, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Protocol, Union
 
 from .child import Child
 from .engine import WRITE, Engine
 from .errors import BootError
+from .farewell import EXIT_GRACE
 from .guardian import Guardian
 from .job import Answer, Call, Cause, Job, Loss
 from .member import Member, Phase
-from .nursery import EXIT_GRACE, Nursery
+from .nursery import Nursery
 from .protocol import Violation, show
+from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that a child has for the signal of ``revoke(terminate=True)``, or for the
+#: dump of its stack, before SIGKILL.
+SIGNAL_GRACE = 1.0
 
 
 class Owner(Protocol):
@@ -34,6 +40,9 @@ class Owner(Protocol):
 
     def start_job(self, job: Job) -> None:
         """Run the job in its host."""
+
+    def soft_limit(self, job: Job) -> None:
+        """The job exceeded its soft time limit."""
 
     def may_start(self, job: Job) -> bool:
         """Whether a waiting job is still wanted; if not, the owner takes it."""
@@ -52,12 +61,15 @@ class Children:
         guardian: Guardian,
         drain: Drain,
         owner: Owner,
+        limits: Limits,
         log_level: int = logging.WARNING,
     ) -> None:
         self.settings = settings
         self._engine = engine
         self._owner = owner
-        self._nursery = Nursery(settings, engine, guardian, drain, log_level, self)
+        self._nursery = Nursery(
+            settings, limits, engine, guardian, drain, log_level, self
+        )
         self._idle: List[Member] = []
         self._waiting: Deque[Union[Job, Call]] = deque()
         self._settling = 0
@@ -73,6 +85,25 @@ class Children:
     def kill(self) -> None:
         """End all children at once."""
         self._nursery.kill()
+
+    # --- more, fewer, others ----------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Children wanted. From any thread."""
+        return self._nursery.size
+
+    def resize(self, size: int) -> None:
+        self._nursery.resize(size)
+        self._serve()
+
+    def look(self, memory: Mapping[int, int]) -> None:
+        """Called now and then, with the KiB that children's trees use, by pid."""
+        self._nursery.look(memory)
+
+    def reset(self) -> None:
+        """Replace all children by new ones, one by one, without losing a task."""
+        self._nursery.reset()
 
     # --- tasks to children ------------------------------------------------------------
 
@@ -96,7 +127,7 @@ class Children:
         At most `size` tasks may be between their reply and their end, so that a slow
         result backend holds tasks back in the line instead of piling them up here.
         """
-        while self._waiting and self._idle and self._settling < self.settings.size:
+        while self._waiting and self._idle and self._settling < self.size:
             claim = self._waiting.popleft()
             if isinstance(claim, Job) and not self._owner.may_start(claim):
                 continue
@@ -126,6 +157,10 @@ class Children:
         seconds = self.settings.timeout if job.limit is None else job.limit
         job.timer = self._engine.call_later(seconds, self._job_limit, job, seconds)
         job.deadline = time.time() + seconds
+        if job.soft_limit is not None:
+            job.soft_timer = self._engine.call_later(
+                job.soft_limit, self._soft_limit, job
+            )
         self._owner.accepted(job, member.child.pid)
         self._owner.start_job(job)
 
@@ -178,9 +213,10 @@ class Children:
 
     def settled(self, job: Job) -> None:
         """A job ended: its slot is free."""
-        if job.timer is not None:
-            self._engine.cancel(job.timer)
-            job.timer = None
+        for timer in (job.timer, job.soft_timer):
+            if timer is not None:
+                self._engine.cancel(timer)
+        job.timer = job.soft_timer = None
         if job.settling:
             job.settling = False
             self._settling -= 1
@@ -196,7 +232,8 @@ class Children:
         member.job = member.call = None
         if member.stream is not None:
             member.stream.task_id = None
-        self._idle.append(member)
+        if self._nursery.idle(member):
+            self._idle.append(member)
 
     # --- children to tasks ------------------------------------------------------------
 
@@ -250,6 +287,14 @@ class Children:
 
     # --- limits -----------------------------------------------------------------------
 
+    def _soft_limit(self, job: Job) -> None:
+        job.soft_timer = None
+        if job.member is None or job.settling:
+            return
+        self._owner.soft_limit(job)
+        if self.settings.soft_signal is not None:
+            job.member.child.signal(self.settings.soft_signal)
+
     def _job_limit(self, job: Job, seconds: float) -> None:
         job.timer = None
         ours = job.limit is None
@@ -265,7 +310,15 @@ class Children:
             if member.job is job and member.phase is not Phase.LOST:
                 said = self._nursery.says(member, f"exceeded {name} = {seconds:g} s")
                 job.doomed = Loss(Cause.LIMIT, said, seconds)
-                self._nursery.lose(member, job.doomed)
+                self._lose_after_dump(member, job.doomed)
+
+    def _lose_after_dump(self, member: Member, loss: Loss) -> None:
+        """Kill a hung child, but let it say first where it hangs, if it can."""
+        if self.settings.dump_signal is None:
+            self._nursery.lose(member, loss)
+        else:
+            member.child.signal(self.settings.dump_signal)
+            self._nursery.lose(member, loss, SIGNAL_GRACE)
 
     def _withdraw(self, job: Job) -> None:
         for claim in self._waiting:
@@ -290,11 +343,12 @@ class Children:
             call.answer(Loss(Cause.LIMIT, text, seconds))
 
     def terminate(self, job: Job, signum: int) -> None:
-        """Kill a running job's child; Celery has been told already."""
+        """Signal a running job's child, then kill it; Celery has been told already."""
         loss = Loss(Cause.TERMINATED, f"it was terminated by signal {signum}", signum)
         if job.member is not None:
             job.doomed = loss
-            self._nursery.lose(job.member, loss)
+            job.member.child.signal_group(signum)
+            self._nursery.lose(job.member, loss, SIGNAL_GRACE)
         elif not job.settling:
             job.doomed = loss
             self._withdraw(job)
@@ -302,18 +356,19 @@ class Children:
     # --- what the nursery tells -------------------------------------------------------
 
     def born(self, member: Member) -> None:
+        member.move(Phase.IDLE)
         self._idle.insert(0, member)
         self._serve()
 
     def left(self, member: Member) -> None:
-        if member.phase is Phase.IDLE:
+        if member in self._idle:
             self._idle.remove(member)
         self._engine.unwatch(member.child.stdin)
 
     def failed_to_boot(self, error: BootError) -> None:
         self._owner.failed_to_boot(error)
 
-    def gone(self, member: Member, untouched: bool, tail: List[str]) -> None:
+    def answer_lost(self, member: Member, untouched: bool, tail: List[str]) -> None:
         if untouched and member.loss is None and not self._nursery.closed:
             # Not one byte of the request was read: nothing was begun, nothing is lost.
             call, member.call = member.call, None
@@ -321,9 +376,9 @@ class Children:
                 member.job.member = None
             if call is not None:
                 self.submit(call, first=True)
-        self.given_up(member, tail)
+        self._lost(member, tail)
 
-    def given_up(self, member: Member, tail: List[str]) -> None:
+    def _lost(self, member: Member, tail: List[str]) -> None:
         call, member.call = member.call, None
         if member.job is not None:
             member.job.member = None
@@ -359,14 +414,14 @@ class Children:
         """For ``celery inspect stats``. From any thread."""
         return {
             "command": list(self.settings.command),
-            "size": self.settings.size,
+            "size": self.size,
+            "generation": self._nursery.generation,
+            "reset_error": self._nursery.reset_error,
+            "failed_boots": self._nursery.backoff.failures,
             "waiting": len(self._waiting),
             "settling": self._settling,
             "replaced": self._nursery.replaced,
-            "children": [
-                {"pid": m.child.pid, "state": m.phase.value, "tasks": m.served}
-                for m in self._nursery.members[:]
-            ],
+            "children": [member.info() for member in self._nursery.members[:]],
         }
 
 

@@ -94,6 +94,10 @@ _BACKTRACE = "\nForeign backtrace:"
 _TYPE = re.compile(r"([A-Za-z_*][\w.:\\$*]*): ")
 
 
+class PoisonError(LinePoolError):
+    """A task has crashed too many children and is not run again."""
+
+
 class Abandoned(BaseException):
     """Leaves Celery's tracer without a word, as a dying prefork process would.
 

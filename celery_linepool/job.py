@@ -62,6 +62,7 @@ class Cause(enum.Enum):
     VIOLATION = "violation"
     LIMIT = "limit"
     TERMINATED = "terminated"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,9 @@ class Job:
         self.state = State.WAITING
         #: Seconds until it is killed; None for the pool's own limit.
         self.limit: Optional[float] = None
+        #: Seconds until Celery is told that it takes long; None for never.
+        self.soft_limit: Optional[float] = None
+        self.soft_timer: Optional[Timer] = None
         #: Whether nothing in it blocks, so that a greenlet may host it.
         self.plain = False
         #: The child that is reserved for it, as its pool sees it.

@@ -31,14 +31,19 @@ class Monitor(threading.Thread):
 
     Arguments:
         overdue: children that exceeded their time limit, by the clock `time.time`.
+        look: looks after everything else that changes slowly.
     """
 
     def __init__(
-        self, engine: Engine, overdue: Callable[[float], Iterable[Child]]
+        self,
+        engine: Engine,
+        overdue: Callable[[float], Iterable[Child]],
+        look: Callable[[], None],
     ) -> None:
         super().__init__(name="linepool-monitor", daemon=True)
         self._engine = engine
         self._overdue = overdue
+        self._look = look
         self._stopped = threading.Event()
         self._warned: Optional[float] = None
 
@@ -49,9 +54,10 @@ class Monitor(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(PERIOD):
-            self.look(time.monotonic())
+            self.check_engine(time.monotonic())
+            self._look()
 
-    def look(self, now: float) -> None:
+    def check_engine(self, now: float) -> None:
         since = self._engine.awake_since
         if since is None or now - since < BLOCKED:
             return

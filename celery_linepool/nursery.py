@@ -1,7 +1,11 @@
-"""Keeps the children of one pool alive: birth, death, replacement, the end.
+"""Keeps as many children of one pool as are wanted: birth, replacement, reset.
 
 It knows nothing of tasks but that a member may be in the middle of one. In the
 engine's loop, so there are no locks.
+
+There is one rule: `_fill` starts children until as many live as are wanted. Whatever
+else happens (a death, a limit, a change of the size) changes what lives or what is
+wanted, and calls it.
 """
 
 from __future__ import annotations
@@ -9,34 +13,29 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
-from typing import Any, Callable, List, Optional, Protocol
+from typing import Any, Callable, List, Mapping, Optional, Protocol
 
 from .backoff import Backoff
 from .child import Child
 from .engine import READ, Engine
 from .errors import BootError, SpawnError
+from .farewell import Farewell
 from .guardian import Guardian
 from .job import Cause, Loss
 from .member import Member, Phase
+from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain, Stream
+from .timers import Timer
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a pool's first children must live before the worker starts: enough for
-#: an interpreter to find that its script is missing or wrong.
+#: Seconds that a child must live to count as booted: enough for an interpreter to
+#: find that its script is missing or wrong.
 START_GRACE = 0.5
 #: Seconds after its start in which the death of a child that never answered means that
 #: it cannot boot. Rails applications take up to a minute.
 BOOT_TIME = 60.0
-#: Seconds between the end of a child's stdout and SIGKILL, for an exit that is under
-#: way and whose status people want to see.
-EXIT_GRACE = 0.5
-#: Seconds after SIGKILL at which a task stops waiting for the child's end: a process
-#: in a system call that cannot be interrupted may take for ever.
-KILL_GRACE = 5.0
-#: Seconds between looks at a child's exit where the kernel cannot tell it by itself.
-EXIT_POLL = 0.05
 
 
 class Keeper(Protocol):
@@ -51,11 +50,8 @@ class Keeper(Protocol):
     def left(self, member: Member) -> None:
         """It must not be given tasks any more."""
 
-    def given_up(self, member: Member, tail: List[str]) -> None:
-        """Its task is not waited for any longer; `tail` is the end of its stderr."""
-
-    def gone(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        """It is reaped. `untouched`: it read nothing of its request."""
+    def answer_lost(self, member: Member, untouched: bool, tail: List[str]) -> None:
+        """It is gone, or given up; its task must be told."""
 
     def failed_to_boot(self, error: BootError) -> None:
         """The pool's children do not start, and never have."""
@@ -66,6 +62,7 @@ class Nursery:
 
     Arguments:
         settings: the pool's.
+        limits: after which a child is recycled.
         log_level: of the children's stderr.
         keeper: who gives them tasks.
     """
@@ -73,6 +70,7 @@ class Nursery:
     def __init__(
         self,
         settings: PoolSettings,
+        limits: Limits,
         engine: Engine,
         guardian: Guardian,
         drain: Drain,
@@ -80,31 +78,38 @@ class Nursery:
         keeper: Keeper,
     ) -> None:
         self.members: List[Member] = []
-        self.replaced = 0
+        #: Children wanted.
+        self.size = settings.size
         self.closed = False
+        self.replaced = 0
+        self.generation = 0
+        #: Why the last reset ended early; None if it did not.
+        self.reset_error: Optional[str] = None
+        self.backoff = Backoff()
         self._settings = settings
+        self._limits = limits
         self._engine = engine
         self._guardian = guardian
         self._drain = drain
         self._log_level = log_level
         self._keeper = keeper
-        self._backoff = Backoff()
+        self._farewell = Farewell(settings, engine, guardian, drain, self)
         #: A child of this pool has answered: its command works.
         self._proven = False
+        self._resetting = False
+        #: When the next child may be started, after one did not come up.
+        self._retry: Optional[Timer] = None
         self._ready: Callable[[Optional[BootError]], Any] = _nobody
         self._when_empty: Optional[Callable[[], Any]] = None
+        self.lose = self._farewell.lose
+        self.says = self._farewell.says
 
     # --- start and stop ---------------------------------------------------------------
 
     def start(self, ready: Callable[[Optional[BootError]], Any]) -> None:
         """Start all children; `ready(error)` is called once they live, or do not."""
         self._ready = ready
-        for _ in range(self._settings.size):
-            try:
-                self._spawn()
-            except SpawnError as exc:
-                self._cannot_boot(str(exc), [])
-                return
+        self._fill()
         self._engine.call_later(START_GRACE, self._started, None)
 
     def _started(self, error: Optional[BootError]) -> None:
@@ -114,195 +119,215 @@ class Nursery:
     def proven(self) -> None:
         """A child has answered."""
         self._proven = True
-        self._backoff.succeeded()
+        self.backoff.succeeded()
 
     def stop(self, empty: Callable[[], Any]) -> None:
         """End all children, politely, then not; `empty()` when all are reaped."""
-        self.closed = True
+        self._close()
         self._when_empty = empty
         for member in list(self.members):
-            if member.phase is Phase.IDLE:
-                self._stop(member)
-            elif member.phase is not Phase.LOST:
+            if member.phase in (Phase.IDLE, Phase.BOOTING):
+                self._farewell.stop(member)
+            elif member.phase not in (Phase.LOST, Phase.STOPPING):
                 self.lose(member, Loss(Cause.DIED, self.says(member, "was stopped")))
         self._check_empty()
 
     def kill(self) -> None:
         """End all children at once."""
-        self.closed = True
+        self._close()
         for member in list(self.members):
             if member.phase is Phase.LOST:
                 member.child.kill()
             else:
                 self.lose(member, Loss(Cause.DIED, self.says(member, "was killed")))
 
-    def _stop(self, member: Member) -> None:
-        self._keeper.left(member)
-        member.move(Phase.STOPPING)
-        member.child.stop()
-        half = self._settings.stop_timeout / 2
-        member.timer = self._engine.call_later(half, self._firmly, member, half)
-
-    def _firmly(self, member: Member, half: float) -> None:
-        logger.warning(
-            "linepool: pool %r: child pid %s did not end when its stdin did; SIGTERM",
-            self._settings.name,
-            member.child.pid,
-        )
-        member.child.terminate()
-        member.timer = self._engine.call_later(half, self._by_force, member)
-
-    def _by_force(self, member: Member) -> None:
-        logger.warning(
-            "linepool: pool %r: child pid %s outlived linepool_stop_timeout = %g s; "
-            "SIGKILL",
-            self._settings.name,
-            member.child.pid,
-            self._settings.stop_timeout,
-        )
-        self.lose(member, None)
+    def _close(self) -> None:
+        self.closed = True
+        if self._retry is not None:
+            self._engine.cancel(self._retry)
 
     def _check_empty(self) -> None:
         if self.closed and not self.members and self._when_empty is not None:
             empty, self._when_empty = self._when_empty, None
             empty()
 
-    # --- the end of a child -----------------------------------------------------------
+    # --- as many as are wanted --------------------------------------------------------
 
-    def lose(self, member: Member, loss: Optional[Loss], grace: float = 0) -> None:
-        """A member is no longer to be used: kill it now, or after a grace time.
+    def _staying(self) -> List[Member]:
+        return [member for member in self.members if member.stays]
 
-        Its call is answered when it is gone: the task must not be stored as failed,
-        or given back to the broker, while its child may still work on it.
-        """
-        if member.phase in (Phase.LOST, Phase.GONE):
-            return
-        if member.phase is not Phase.STOPPING:
-            self._keeper.left(member)
-        if member.timer is not None:
-            self._engine.cancel(member.timer)
-        member.move(Phase.LOST)
-        member.loss = loss
-        self._engine.unwatch(member.child.stdout)
-        if member.child.has_exited():
-            self._gone(member)
-        elif grace:
-            member.timer = self._engine.call_later(grace, self._kill_silent, member)
-        else:
-            self._kill(member)
+    def _fill(self) -> None:
+        """Start children until as many live as are wanted."""
+        while not self.closed and self._retry is None:
+            if len(self._staying()) >= self.size + self._resetting:
+                return
+            try:
+                self._spawn()
+            except SpawnError as exc:
+                fatal = not self._proven
+                self._did_not_boot(self.generation, str(exc), [], fatal)
 
-    def _kill_silent(self, member: Member) -> None:
-        if member.loss is None:
-            text = self.says(member, "closed its stdout but lived; it was killed")
-            member.loss = Loss(Cause.DIED, text)
-        self._kill(member)
+    def _did_not_boot(
+        self, generation: int, what: str, tail: List[str], fatal: bool
+    ) -> None:
+        """No child for now: at the start that is fatal, later it is tried again."""
+        loss = Loss(Cause.DIED, f"{self._setting}: {what}", tail=tail)
+        if self._resetting and generation == self.generation:
+            self._end_reset(str(loss))
+        elif fatal and not self._settings.wait_for_boot:
+            self._close()
+            error = BootError(str(loss))
+            self._keeper.failed_to_boot(error)
+            self._started(error)
+        elif self._retry is None:
+            delay = self.backoff.failed()
+            logger.error("linepool: %s; trying again in %.1f s", loss, delay)
+            self._retry = self._engine.call_later(delay, self._try_again)
 
-    def _kill(self, member: Member) -> None:
-        member.child.kill()
-        member.timer = self._engine.call_later(KILL_GRACE, self._undead, member)
+    def _try_again(self) -> None:
+        self._retry = None
+        self._fill()
 
-    def _undead(self, member: Member) -> None:
-        logger.error(
-            "linepool: pool %r: child pid %s does not die from SIGKILL; its task is "
-            "given up",
+    def resize(self, size: int) -> None:
+        """Want more children, or fewer: idle ones go first, others after their task."""
+        self.size = size
+        surplus = len(self._staying()) - size
+        by_phase = sorted(self._staying(), key=lambda m: m.phase is not Phase.IDLE)
+        for member in by_phase[: max(0, surplus)]:
+            self.retire(member, "the pool was shrunk")
+        self._fill()
+
+    # --- recycling --------------------------------------------------------------------
+
+    def retire(self, member: Member, why: str) -> None:
+        """End a healthy member: now if it is idle, otherwise after its task."""
+        if member.retiring is None:
+            member.retiring = why
+            if member.phase in (Phase.IDLE, Phase.BOOTING):
+                self.idle(member)
+
+    def idle(self, member: Member) -> bool:
+        """A member became idle; False if it is not to be given another task."""
+        member.idle_since = time.monotonic()
+        self._recycle(member)
+        if member.retiring is None:
+            return True
+        logger.info(
+            "linepool: pool %r: child pid %s is retired after %d tasks: %s",
             self._settings.name,
             member.child.pid,
-        )
-        self._keeper.given_up(member, [])
-
-    def _exited(self, member: Member) -> None:
-        """The kernel says so. What it said last is still in the pipe."""
-        if not member.child.has_exited():
-            return
-        if member.phase is not Phase.LOST:
-            while self._keeper.readable(member):
-                pass
-        if member.phase in (Phase.LOST, Phase.GONE):
-            self._gone(member)
-        else:
-            self.lose(member, None)
-
-    def _poll_exit(self, member: Member) -> None:
-        self._exited(member)
-        if member.phase is not Phase.GONE:
-            self._engine.call_later(EXIT_POLL, self._poll_exit, member)
-
-    def _gone(self, member: Member) -> None:
-        """It is dead: reap it, take its last words, answer its call, replace it."""
-        if member.phase is Phase.GONE:
-            return
-        member.move(Phase.GONE)
-        if member.timer is not None:
-            self._engine.cancel(member.timer)
-        if member.child.exit is not None:
-            self._engine.unwatch(member.child.exit)
-        untouched = member.call is not None and member.child.untouched()
-        self._guardian.unwatch(member.child.pid)
-        member.child.reap()
-        self.members.remove(member)
-        if member.stream is None:
-            self._buried(member, untouched, [])
-        else:
-            post = self._engine.post
-            self._drain.finish(
-                member.stream, lambda tail: post(self._buried, member, untouched, tail)
-            )
-
-    def _buried(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        if not self.closed:
-            self._replace(member, untouched, tail)
-        self._keeper.gone(member, untouched, tail)
-        self._check_empty()
-
-    # --- the birth of a child ---------------------------------------------------------
-
-    def _replace(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        """Start another child: at once, or after a pause if they do not come up."""
-        name, pid, child = self._settings.name, member.child.pid, member.child
-        unasked = member.call is None or untouched
-        ours = member.loss is not None and member.loss.cause is not Cause.VIOLATION
-        age = time.monotonic() - child.born
-        if member.served or ours or not unasked:
-            delay = 0.0
-        else:
-            fatal = not self._proven and age < BOOT_TIME
-            if fatal and not child.ended_from_outside():
-                what = member.loss.text if member.loss else child.exit_text()
-                self._cannot_boot(what, tail)
-                return
-            delay = self._backoff.failed()
-        self.replaced += 1
-        logger.warning(
-            "linepool: pool %r: child pid %s %s after %d tasks; another is started%s",
-            name,
-            pid,
-            child.exit_text(),
             member.served,
-            f" in {delay:.1f} s" if delay else "",
+            member.retiring,
         )
-        self._spawn_later(delay)
+        self._farewell.stop(member)
+        self._fill()
+        return False
 
-    def _cannot_boot(self, what: str, tail: List[str]) -> None:
-        self.closed = True
-        loss = Loss(Cause.DIED, f"{self._setting}: {what}", tail=tail)
-        error = BootError(f"{loss}")
-        self._keeper.failed_to_boot(error)
-        self._started(error)
+    def _recycle(self, member: Member) -> None:
+        now = time.monotonic()
+        age, idle = now - member.child.born, now - member.idle_since
+        why = member.limits.reached(member.served, member.memory, age, idle)
+        if why is not None and member.retiring is None:
+            member.retiring = why
 
-    def _spawn_later(self, delay: float) -> None:
-        self._engine.call_later(delay, self._spawn_again)
+    def look(self, memory: Mapping[int, int]) -> None:
+        """Find members whose time is up, or that use too much memory."""
+        limit = self._settings.memory_limit
+        for member in self._staying():
+            member.memory = memory.get(member.child.pid, member.memory)
+            if limit is not None and member.memory > limit:
+                text = f"used {member.memory} KiB, over linepool_memory_limit = {limit}"
+                self.lose(member, Loss(Cause.MEMORY, self.says(member, text)))
+            if member.phase is Phase.IDLE:
+                self._recycle(member)
+                if member.retiring is not None:
+                    self.idle(member)
 
-    def _spawn_again(self) -> None:
+    # --- reset ------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Replace all children, one by one, each when its successor has booted."""
         if self.closed:
             return
-        try:
-            self._spawn()
-        except SpawnError as exc:
-            delay = self._backoff.failed()
+        self.generation += 1
+        self.reset_error = None
+        self._resetting = True
+        self._fill()
+
+    def _reset_on(self) -> None:
+        """One step of a reset: called when a child has booted, and when one is gone."""
+        if not self._resetting or self.closed:
+            return
+        staying = self._staying()
+        old = [m for m in staying if m.generation < self.generation]
+        if not old:
+            self._end_reset(None)
+        elif any(m.retiring == _RESET for m in self.members) or not all(
+            m.booted for m in staying
+        ):
+            return  # one by one
+        elif len(staying) > self.size:
+            old.sort(key=lambda m: m.phase is not Phase.IDLE)
+            self.retire(old[0], _RESET)
+        else:
+            self._fill()
+
+    def _end_reset(self, error: Optional[str]) -> None:
+        self._resetting = False
+        self.reset_error = error
+        if error is None:
+            logger.info("linepool: pool %r was reset", self._settings.name)
+        else:
             logger.error(
-                "linepool: %s: %s; trying again in %.1f s", self._setting, exc, delay
+                "linepool: pool %r was not reset, its children stay: %s",
+                self._settings.name,
+                error,
             )
-            self._spawn_later(delay)
+        self.resize(self.size)
+
+    # --- what the farewell tells ------------------------------------------------------
+
+    def readable(self, member: Member) -> bool:
+        return self._keeper.readable(member)
+
+    def left(self, member: Member) -> None:
+        self._keeper.left(member)
+
+    def given_up(self, member: Member) -> None:
+        self._keeper.answer_lost(member, False, [])
+
+    def gone(self, member: Member, untouched: bool, tail: List[str]) -> None:
+        self.members.remove(member)
+        if not self.closed:
+            self._account(member, untouched, tail)
+        self._keeper.answer_lost(member, untouched, tail)
+        self._reset_on()
+        self._fill()
+        self._check_empty()
+
+    def _account(self, member: Member, untouched: bool, tail: List[str]) -> None:
+        """Tell a child that cannot boot from one that had bad luck."""
+        child = member.child
+        if member.retiring is not None and member.loss is None:
+            return
+        self.replaced += 1
+        unasked = member.call is None or untouched
+        ours = member.loss is not None and member.loss.cause is not Cause.VIOLATION
+        if not member.served and unasked and not ours:
+            young = time.monotonic() - child.born < BOOT_TIME
+            fatal = not self._proven and young and not child.ended_from_outside()
+            what = member.loss.text if member.loss else child.exit_text()
+            self._did_not_boot(member.generation, what, tail, fatal)
+        else:
+            logger.warning(
+                "linepool: pool %r: child pid %s %s after %d tasks; it is replaced",
+                self._settings.name,
+                child.pid,
+                child.exit_text(),
+                member.served,
+            )
+
+    # --- the birth of a child ---------------------------------------------------------
 
     def _spawn(self) -> None:
         child = Child(self._settings, self._settings.environment())
@@ -313,14 +338,24 @@ class Nursery:
                 child.stderr, self._settings.name, child.pid, self._log_level
             )
             self._drain.add(stream)
-        member = Member(child, stream)
+        member = Member(child, stream, self._limits.drawn(), self.generation)
         self.members.append(member)
-        self._engine.watch(child.stdout, READ, partial(self._keeper.readable, member))
+        watch = self._engine.watch
+        watch(child.stdout, READ, partial(self._keeper.readable, member))
         if child.exit is not None:
-            self._engine.watch(child.exit, READ, partial(self._exited, member))
+            watch(child.exit, READ, partial(self._farewell.exited, member))
         else:
-            self._engine.call_later(EXIT_POLL, self._poll_exit, member)
-        self._keeper.born(member)
+            self._engine.soon(self._farewell.poll_exit, member)
+        self._engine.call_later(START_GRACE, self._booted, member)
+        if not self._resetting:
+            # Nothing better can be had: its first task waits while it boots.
+            self._keeper.born(member)
+
+    def _booted(self, member: Member) -> None:
+        member.booted = True
+        if member.phase is Phase.BOOTING:
+            self._keeper.born(member)
+        self._reset_on()
 
     # --- for people -------------------------------------------------------------------
 
@@ -330,8 +365,8 @@ class Nursery:
             return "linepool_command"
         return f"linepool_pools[{self._settings.name!r}]['command']"
 
-    def says(self, member: Member, what: str) -> str:
-        return f"child pid {member.child.pid} of pool {self._settings.name!r} {what}"
+
+_RESET = "the pool is reset"
 
 
 def _nobody(error: Optional[BootError]) -> None:

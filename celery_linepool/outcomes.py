@@ -124,6 +124,7 @@ LOSSES: Mapping[Cause, Callable[[Loss], BaseException]] = {
     Cause.VIOLATION: _violation,
     Cause.LIMIT: _limit,
     Cause.TERMINATED: _terminated,
+    Cause.MEMORY: _died,
 }
 
 __all__ = ("LOSSES", "REPLIES", "Retry", "foreign_error", "settle")

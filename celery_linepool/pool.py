@@ -22,10 +22,11 @@ from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
+from celery.worker.state import task_ready
 
-from . import compat
+from . import compat, poison
 from .consumer import LinePoolStep
-from .errors import Abandoned, BootError
+from .errors import Abandoned, BootError, PoisonError
 from .job import Job, State
 from .prefetch import Prefetch
 from .router import Router
@@ -135,11 +136,19 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._connections = 0
         self._courier: Optional[threading.Thread] = None
         self._blocks: Dict[str, bool] = {}
-        slots = {name: pool.size for name, pool in self.settings.items()}
-        self._prefetch = Prefetch({**slots, LOCAL: 0})
+        #: Children of each pool that are wanted.
+        self._sizes = {name: pool.size for name, pool in self.settings.items()}
+        self._prefetch = Prefetch({**self._sizes, LOCAL: 0})
         level = mlevel(self.app.conf.worker_redirect_stdouts_level)
         self.runtime = Runtime(
-            self.app, self.settings, self.router, self.limit, level, self
+            self.app,
+            self.settings,
+            self.router,
+            self.limit,
+            level,
+            self.options.get("maxtasksperchild"),
+            self.options.get("max_memory_per_child"),
+            self,
         )
 
     def _check_stubs(self) -> None:
@@ -207,6 +216,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         lane = self._lane(args[0], options)
         job = CeleryJob(self, lane, target, args, options)
         job.limit = options.get("timeout") or self.options.get("timeout")
+        job.soft_limit = options.get("soft_timeout") or self.options.get("soft_timeout")
         job.plain = lane != LOCAL and not self._may_block(args[0], args[3])
         job.connection = self._connections
         self._jobs.add(job)
@@ -291,7 +301,36 @@ class LinePool(BasePool):  # type: ignore[misc]
             return
         if celerys:
             reason = TimeLimitExceeded(job.limit)  # in Celery's words
+        if isinstance(reason, WorkerLostError) and self._crashed(job, reason):
+            return
         _call(job.error_callback, _einfo(reason))
+
+    def _crashed(self, job: CeleryJob, reason: WorkerLostError) -> bool:
+        """Deal with a task that Celery would give back to the broker without end."""
+        request = job.request
+        pool = self.settings.get(job.lane)
+        if pool is None or request is None or request.acknowledged:
+            return False
+        if not (request.task.acks_late and request.task.reject_on_worker_lost):
+            return False
+        crashes = poison.crashes_of(request) + 1
+        if crashes < pool.max_crashes:
+            task_ready(request)
+            poison.send_again(request, crashes)
+            return True
+        text = f"{reason}\nIt has crashed {crashes} children (linepool_max_crashes)"
+        logger.error("linepool: %s[%s] is not run again: %s", job.name, job.id, text)
+        if pool.on_poison == "reject":
+            task_ready(request)
+            request.reject(requeue=False)
+        else:
+            _call(job.error_callback, _einfo(PoisonError(text)))
+        return True
+
+    def soft_limit(self, job: Job) -> None:
+        assert isinstance(job, CeleryJob)
+        if job.state is State.RUNNING:
+            _call(job.timeout_callback, True, job.soft_limit)
 
     def recheck(self, job: Job) -> None:
         assert isinstance(job, CeleryJob)
@@ -411,7 +450,41 @@ class LinePool(BasePool):  # type: ignore[misc]
     @property
     def num_processes(self) -> int:
         """Slots of all pools; Celery's prefetch count is a multiple of it."""
-        return sum(pool.size for pool in self.settings.values())
+        return sum(self._sizes.values())
+
+    def grow(self, n: int = 1) -> None:
+        """Called by ``pool_grow`` and ``--autoscale``."""
+        self._scale(n)
+
+    def shrink(self, n: int = 1) -> None:
+        """Called by ``pool_shrink`` and ``--autoscale``. Busy children finish first.
+
+        Raises:
+            ValueError: there are not so many.
+        """
+        self._scale(-n)
+
+    def _scale(self, n: int) -> None:
+        followers = [name for name, pool in self.settings.items() if pool.follows]
+        if len(followers) != 1:
+            raise ValueError(
+                "linepool: just one pool may leave its size to the worker's -c for it "
+                f"to be scaled as a whole, not {len(followers)}"
+            )
+        (name,) = followers
+        size = self._sizes[name] + n
+        if size < 0:
+            raise ValueError(
+                f"linepool: pool {name!r} has {self._sizes[name]} children"
+            )
+        self._sizes[name] = size
+        self._prefetch.resize(name, size)
+        self.runtime.resize(name, size)
+
+    def restart(self) -> None:
+        """Called by ``pool_restart``: new children, one by one; nothing is lost."""
+        for name in self.settings:
+            self.runtime.reset(name)
 
     def _get_info(self) -> Dict[str, Any]:
         info: Dict[str, Any] = super()._get_info()

@@ -41,6 +41,13 @@ class Prefetch:
             self._held = dict.fromkeys(self._slots, 0)
             self._borrowed = dict.fromkeys(self._slots, 0)
 
+    def resize(self, lane: str, slots: int) -> None:
+        """A lane has more slots, or fewer; Celery changes the count itself."""
+        with self._lock:
+            old, self._slots[lane] = self._slots[lane], slots
+            if old and lane in self._shares:
+                self._shares[lane] = self._shares[lane] // old * slots
+
     def take(self, lane: str) -> None:
         """A message for this lane came."""
         self._change(lane, 1)

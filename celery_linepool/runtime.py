@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import logging
+import os
 import queue
 import time
 from typing import (
@@ -33,8 +34,10 @@ from .guardian import Guardian
 from .job import Answer, Call, Job, State, Waiter, current_job
 from .local import Local
 from .mailbox import Mailbox
+from .memory import tree_sizes
 from .monitor import Monitor
 from .protocol import encode_request
+from .recycle import Limits
 from .router import Router
 from .settings import PoolSettings
 from .settler import BatchingAway, SettledBackend, ThreadedAway, is_redis
@@ -66,6 +69,8 @@ class Front(Protocol):
     def dropped(self, jobs: List[Job]) -> None:
         """These did not start, and will not."""
 
+    def soft_limit(self, job: Job) -> None: ...
+
     def boot_failed(self, error: BootError) -> None: ...
 
 
@@ -79,6 +84,8 @@ class Runtime:
         router: Router,
         local_size: int,
         log_level: int,
+        tasks: Optional[int],
+        memory: Optional[int],
         front: Front,
     ) -> None:
         self.outbox = Mailbox()
@@ -92,13 +99,23 @@ class Runtime:
         slots = sum(pool.size for pool in pools.values())
         self._threads = Threads("task", local_size + THREADS_PER_SLOT * slots)
         self._away: Union[BatchingAway, ThreadedAway, None] = None
-        self._monitor = Monitor(self.engine, self._overdue)
+        self._monitor = Monitor(self.engine, self._overdue, self._look)
         self.pools: Dict[str, Children] = {
             name: Children(
-                pool, self.engine, self._guardian, self._drain, self, log_level
+                pool,
+                self.engine,
+                self._guardian,
+                self._drain,
+                self,
+                Limits(tasks, memory, pool.max_lifetime, pool.idle_timeout),
+                log_level,
             )
             for name, pool in pools.items()
         }
+        self._measure = memory is not None or any(
+            pool.memory_limit is not None for pool in pools.values()
+        )
+        self._touched = {name: self._mtime(name) for name in self.pools}
         self.local = Local(local_size, self)
         self._jobs_lane: Dict[str, Lane] = {**self.pools, LOCAL: self.local}
 
@@ -178,6 +195,16 @@ class Runtime:
     def terminate(self, job: Job, lane: str, signum: int) -> None:
         self.engine.post(self._jobs_lane[lane].terminate, job, signum)
 
+    # --- the size of pools: any thread ------------------------------------------------
+
+    def resize(self, name: str, size: int) -> None:
+        self.engine.post(self.pools[name].resize, size)
+
+    def reset(self, name: str) -> None:
+        """Replace a pool's children, one by one."""
+        logger.info("linepool: pool %r is being reset", name)
+        self.engine.post(self.pools[name].reset)
+
     # --- what lanes tell: the engine --------------------------------------------------
 
     def may_start(self, job: Job) -> bool:
@@ -201,6 +228,9 @@ class Runtime:
             self.engine.start_greenlet(job.run)
         else:
             self._threads.submit(job.run)
+
+    def soft_limit(self, job: Job) -> None:
+        self.outbox.post(self._front.soft_limit, job)
 
     def failed_to_boot(self, error: BootError) -> None:
         self.outbox.post(self._front.boot_failed, error)
@@ -267,6 +297,22 @@ class Runtime:
         return SettledBackend(backend, self.engine, self._away)
 
     # --- for the monitor and for people -----------------------------------------------
+
+    def _look(self) -> None:
+        sizes = tree_sizes(self.pids()) if self._measure else {}
+        for name, pool in self.pools.items():
+            self.engine.post(pool.look, sizes)
+            touched = self._mtime(name)
+            if touched != self._touched[name]:
+                self._touched[name] = touched
+                self.reset(name)
+
+    def _mtime(self, name: str) -> Optional[float]:
+        path = self.pools[name].settings.reset_file
+        try:
+            return None if path is None else os.stat(path).st_mtime
+        except FileNotFoundError:
+            return None
 
     def _overdue(self, now: float) -> Iterable[Child]:
         return [child for pool in self.pools.values() for child in pool.overdue(now)]

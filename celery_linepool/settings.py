@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import os
+import resource
+import signal
 from dataclasses import dataclass, field, fields
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 
@@ -46,6 +48,8 @@ class PoolSettings:
     queues: Tuple[str, ...] = ()
     #: Children.
     size: int = 1
+    #: Whether that is the worker's ``-c``, and moves with it.
+    follows: bool = False
     cwd: Optional[str] = None
     env: Mapping[str, str] = field(default_factory=dict)
     inherit_env: bool = True
@@ -63,6 +67,27 @@ class PoolSettings:
     max_line: int = MAX_LINE
     #: "log": each line to the logger ``celery_linepool.child.<pool>``; "inherit".
     stderr: str = "log"
+    #: Seconds that a child lives, or stays idle, before it is recycled.
+    max_lifetime: Optional[float] = None
+    idle_timeout: Optional[float] = None
+    #: KiB that the process tree of a child may use; above, it is killed at once.
+    memory_limit: Optional[int] = None
+    #: Children that one task may take with it before it is not run again. Three
+    #: tell a bad task from a bad moment, and cost three boots.
+    max_crashes: int = 3
+    #: What becomes of it: "fail", or "reject" to the broker's dead-letter queue.
+    on_poison: str = "fail"
+    #: Sent to the child at a soft time limit; None for nothing but the log line.
+    soft_signal: Optional[int] = None
+    #: Asks the child for its stack before it is killed for a time limit.
+    dump_signal: Optional[int] = None
+    #: At the start of the worker: go on trying, instead of not starting.
+    wait_for_boot: bool = False
+    nice: Optional[int] = None
+    #: Resource limits by name, such as {"nofile": 1024} or (soft, hard).
+    rlimits: Mapping[int, Tuple[int, int]] = field(default_factory=dict)
+    #: A file; when it is touched, the pool is reset.
+    reset_file: Optional[str] = None
 
     def environment(self) -> Dict[str, str]:
         """The environment that a child of this pool gets."""
@@ -150,6 +175,42 @@ def _stderr(value: Any) -> str:
     return str(value)
 
 
+def _signal(value: Any) -> int:
+    name = str(value).upper()
+    try:
+        number = signal.Signals[name if name.startswith("SIG") else f"SIG{name}"]
+    except KeyError:
+        raise ValueError(f"must be the name of a signal, not {value!r}") from None
+    return int(number)
+
+
+def _nice(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -20 <= value <= 19:
+        raise ValueError(f"must be a number from -20 to 19, not {value!r}")
+    return value
+
+
+def _rlimits(value: Any) -> Mapping[int, Tuple[int, int]]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"must be a dictionary, not {value!r}")
+    limits = {}
+    for name, limit in value.items():
+        number = getattr(resource, f"RLIMIT_{str(name).upper()}", None)
+        if number is None:
+            raise ValueError(f"has no resource {name!r}; nofile is one")
+        pair = tuple(limit) if isinstance(limit, (list, tuple)) else (limit, limit)
+        if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+            raise ValueError(f"must be a number, or a soft and a hard one: {limit!r}")
+        limits[number] = (pair[0], pair[1])
+    return limits
+
+
+def _poison(value: Any) -> str:
+    if value not in ("fail", "reject"):
+        raise ValueError(f"must be 'fail' or 'reject', not {value!r}")
+    return str(value)
+
+
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "command": _command,
     "tasks": _strings,
@@ -165,8 +226,19 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "stop_timeout": _seconds,
     "max_line": _count,
     "stderr": _stderr,
+    "max_lifetime": _seconds,
+    "idle_timeout": _seconds,
+    "memory_limit": _count,
+    "max_crashes": _count,
+    "on_poison": _poison,
+    "soft_signal": _signal,
+    "dump_signal": _signal,
+    "wait_for_boot": _flag,
+    "nice": _nice,
+    "rlimits": _rlimits,
+    "reset_file": _path,
 }
-assert set(CHECKS) == {f.name for f in fields(PoolSettings)} - {"name"}
+assert set(CHECKS) == {f.name for f in fields(PoolSettings)} - {"name", "follows"}
 
 
 def read(conf: Any, concurrency: int) -> Dict[str, PoolSettings]:
@@ -214,7 +286,8 @@ def _pool(
     for option in own:
         if option not in CHECKS:
             raise SettingError(f"{where}[{option!r}]", _unknown(str(option), CHECKS))
-    values: Dict[str, Any] = {"size": concurrency}
+    follows = "size" not in {**shared, **own}
+    values: Dict[str, Any] = {"size": concurrency, "follows": follows}
     for option, value in {**shared, **own}.items():
         setting = f"{where}[{option!r}]" if option in own else PREFIX + option
         try:
