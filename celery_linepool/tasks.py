@@ -18,6 +18,7 @@ from celery.exceptions import Reject, Retry
 from .errors import ForeignError, LinePoolError
 from .job import current_job
 from .outcomes import settle
+from .poison import HEADER as CRASHES
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -75,6 +76,7 @@ class ForeignTask(Task):  # type: ignore[misc]
             "max_retries": self.max_retries,
             "queue": delivery.get("routing_key"),
             "redelivered": bool(delivery.get("redelivered")),
+            "crashes": getattr(request, CRASHES, None) or 0,
         }
         if deadline is not None:
             utc = datetime.timezone.utc
