@@ -540,9 +540,7 @@ def test_its_environment_may_be_scrubbed(
 ) -> None:
     monkeypatch.setenv("LINEPOOL_SECRET", "1")
     monkeypatch.setenv("TZ", "Europe/Paris")
-    child = spawn(
-        "tells_surroundings.py", inherit_env=False, env={"LINEPOOL_OWN": "2"}
-    )
+    child = spawn("tells_surroundings.py", inherit_env=False, env={"LINEPOOL_OWN": "2"})
     env = surroundings(child)["env"]
     assert "LINEPOOL_SECRET" not in env
     assert env["LINEPOOL_OWN"] == "2"
