@@ -253,6 +253,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         while self.stage is not Stage.STOPPED:
             select.select([self.runtime.outbox], [], [])
             self._receive()
+            if compat.ACKS_WAIT_FOR_CONSUMER and self._consumer is not None:
+                self._consumer.perform_pending_operations()
 
     def accepted(self, job: Job, pid: int, when: float) -> None:
         assert isinstance(job, CeleryJob)
@@ -443,7 +445,11 @@ def _einfo(exc: BaseException) -> ExceptionInfo:
     try:
         raise exc
     except BaseException:
-        return ExceptionInfo()
+        info = ExceptionInfo()
+    # billiard wraps it to carry its traceback between processes; in task events only
+    # the wrapper's name would be seen.
+    info.exception = exc
+    return info
 
 
 def _nothing() -> None:
