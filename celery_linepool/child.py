@@ -10,11 +10,12 @@ import array
 import enum
 import fcntl
 import os
+import pwd
 import signal
 import subprocess
 import termios
 import time
-from typing import IO, TYPE_CHECKING, List, Mapping, Optional
+from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple, Union
 
 from .errors import SpawnError
 from .protocol import Connection, Event
@@ -73,6 +74,7 @@ class Child:
     def _spawn(
         settings: "PoolSettings", env: Mapping[str, str]
     ) -> "subprocess.Popen[bytes]":
+        group, further = _groups(settings)
         try:
             return subprocess.Popen(
                 settings.command,
@@ -86,10 +88,15 @@ class Child:
                 # reach it, and its grandchildren can be killed with it.
                 start_new_session=True,
                 user=settings.user,
-                group=settings.group,
+                group=group,
+                extra_groups=further,
                 umask=-1 if settings.umask is None else settings.umask,
             )
-        except (OSError, subprocess.SubprocessError) as exc:
+        except (OSError, LookupError, ValueError, OverflowError) as exc:
+            # The last three: a user or group that does not exist, and a NUL or a
+            # surrogate in the environment.
+            raise SpawnError(_why_not(settings, exc)) from exc
+        except subprocess.SubprocessError as exc:
             raise SpawnError(_why_not(settings, exc)) from exc
 
     def __repr__(self) -> str:
@@ -104,9 +111,12 @@ class Child:
 
     @property
     def fit(self) -> bool:
-        """Whether it can take a request: alive, silent since its last reply."""
+        """Whether it can take a request: alive, not stopped, silent since its reply."""
+        stdin = self._process.stdin
         return (
             self.state is State.ALIVE
+            and stdin is not None
+            and not stdin.closed
             and not self.eof
             and not self._unsent
             and self.connection.state.value == "idle"
@@ -250,6 +260,21 @@ def _detach(stream: "Optional[IO[bytes]]") -> Optional[int]:
     fd = os.dup(stream.fileno())
     stream.close()
     return fd
+
+
+def _groups(
+    settings: "PoolSettings",
+) -> "Tuple[Union[str, int, None], Optional[List[int]]]":
+    """The group of a child, and its further ones: those of its user, never ours."""
+    if settings.user is None:
+        return settings.group, None
+    user = settings.user
+    try:
+        entry = pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
+    except KeyError:
+        return settings.group, []  # a number without a name has none
+    group = entry.pw_gid if settings.group is None else settings.group
+    return group, os.getgrouplist(entry.pw_name, entry.pw_gid)
 
 
 def _exit_fd(pid: int) -> Optional[int]:

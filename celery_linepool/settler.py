@@ -179,7 +179,7 @@ class BatchingAway(threading.Thread):
             self._inbox.post(self._halt)
             self.join()
         self._inbox.close()
-        self._client.close()
+        self._client.connection_pool.disconnect()
 
     def run(self) -> None:
         self._loop = getcurrent()

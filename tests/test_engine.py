@@ -244,6 +244,19 @@ def test_each_greenlet_has_a_context_of_its_own(engine: Engine) -> None:
     assert ask(engine, VARIABLE.get, "unset") == "unset"
 
 
+def test_a_greenlet_starts_with_a_copy_of_the_loops_context(engine: Engine) -> None:
+    found: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def task() -> None:
+        found.put(VARIABLE.get("unset"))
+        VARIABLE.set("the greenlet's")
+
+    ask(engine, VARIABLE.set, "the loop's")
+    engine.post(engine.start_greenlet, task)
+    assert found.get(timeout=PATIENCE) == "the loop's"
+    assert ask(engine, VARIABLE.get) == "the loop's"
+
+
 def test_a_greenlet_that_fails_does_not_end_the_loop(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -92,7 +92,7 @@ def test_an_option_for_all_pools_and_one_pools_own() -> None:
         ("cwd", "/srv/../app/", "/app"),
         ("env", {"A": ""}, {"A": ""}),
         ("inherit_env", False, False),
-        ("user", "deploy", "deploy"),
+        ("user", "nobody", "nobody"),
         ("user", 0, 0),
         ("group", 1000, 1000),
         ("umask", 0, 0),

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from localprocess import eventually
 
 from celery_linepool.threads import Threads
 
@@ -59,6 +60,16 @@ def test_no_thread_is_started_before_there_is_work(threads: Threads) -> None:
     threads.submit(done.set)
     assert done.wait(PATIENCE)
     assert [thread.name for thread in own_threads()] == ["linepool-test-1"]
+
+
+def test_an_idle_thread_is_used_again(threads: Threads) -> None:
+    for _ in range(5):
+        done = threading.Event()
+        threads.submit(done.set)
+        assert done.wait(PATIENCE)
+        # It is idle only a moment after that.
+        eventually(lambda: threads._idle._value == 1, PATIENCE)
+    assert len(own_threads()) == 1
 
 
 def test_calls_that_need_each_other_do_not_wait_for_ever(threads: Threads) -> None:
