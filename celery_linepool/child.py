@@ -9,13 +9,14 @@ from __future__ import annotations
 import array
 import enum
 import fcntl
+import grp
 import os
 import pwd
 import signal
 import subprocess
 import termios
 import time
-from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple, Union
+from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple
 
 from .errors import SpawnError
 from .protocol import Connection, Event
@@ -74,8 +75,8 @@ class Child:
     def _spawn(
         settings: "PoolSettings", env: Mapping[str, str]
     ) -> "subprocess.Popen[bytes]":
-        group, further = _groups(settings)
         try:
+            user, group, further = _account(settings)
             return subprocess.Popen(
                 settings.command,
                 stdin=subprocess.PIPE,
@@ -87,7 +88,7 @@ class Child:
                 # Its own session and group: Ctrl-C at the worker's terminal does not
                 # reach it, and its grandchildren can be killed with it.
                 start_new_session=True,
-                user=settings.user,
+                user=user,
                 group=group,
                 extra_groups=further,
                 umask=-1 if settings.umask is None else settings.umask,
@@ -262,19 +263,33 @@ def _detach(stream: "Optional[IO[bytes]]") -> Optional[int]:
     return fd
 
 
-def _groups(
+def _account(
     settings: "PoolSettings",
-) -> "Tuple[Union[str, int, None], Optional[List[int]]]":
-    """The group of a child, and its further ones: those of its user, never ours."""
-    if settings.user is None:
-        return settings.group, None
-    user = settings.user
+) -> Tuple[Optional[int], Optional[int], Optional[List[int]]]:
+    """User, group and further groups of a child, as numbers; None for ours.
+
+    Another user has the groups of its own, never ours. Looked up here because
+    subprocess would open pipes first and, before Python 3.12, leave them open.
+    """
+    user, group = settings.user, settings.group
+    gid = grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+    if user is None:
+        return None, gid, None
+    if isinstance(user, str):
+        entry: Optional[pwd.struct_passwd] = pwd.getpwnam(user)
+    else:
+        entry = _entry_of(user)
+    if entry is None:
+        return int(user), gid, []
+    gid = entry.pw_gid if gid is None else gid
+    return entry.pw_uid, gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
+def _entry_of(uid: int) -> Optional[pwd.struct_passwd]:
     try:
-        entry = pwd.getpwuid(user) if isinstance(user, int) else pwd.getpwnam(user)
+        return pwd.getpwuid(uid)
     except KeyError:
-        return settings.group, []  # a number without a name has none
-    group = entry.pw_gid if settings.group is None else settings.group
-    return group, os.getgrouplist(entry.pw_name, entry.pw_gid)
+        return None  # a number without a name
 
 
 def _exit_fd(pid: int) -> Optional[int]:

@@ -189,8 +189,24 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Called by our consumer step at every connection."""
         self._consumer = consumer
         self._connections += 1
+        if self._connections == 1:
+            self._prefetch_for_all_slots(consumer)
         self._prefetch.connected(consumer.qos, consumer.prefetch_multiplier)
         self.router.learn_queues(self.app.amqp.queues)
+
+    def _prefetch_for_all_slots(self, consumer: Any) -> None:
+        """Celery counted the worker's -c; pools may have other sizes.
+
+        Later connections need nothing: Celery asks `num_processes` then.
+        """
+        initial = consumer.initial_prefetch_count
+        wanted = self.num_processes * consumer.prefetch_multiplier
+        if initial and wanted != initial:
+            consumer.initial_prefetch_count = wanted
+            if wanted > initial:
+                consumer.qos.increment_eventually(wanted - initial)
+            else:
+                consumer.qos.decrement_eventually(initial - wanted)
 
     # --- tasks ------------------------------------------------------------------------
 

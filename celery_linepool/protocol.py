@@ -224,8 +224,9 @@ def parse_reply(line: bytes) -> Reply:
         status = Status(fields.get("status"))
     except ValueError:
         known = ", ".join(status.value for status in Status)
+        shown = _short(fields.get("status"))
         raise RemoteProtocolError(
-            f"a status that is none of {known}: {fields.get('status')!r:.80}"
+            f"a status that is none of {known}: {shown}"
         ) from None
     after = fields.get("retry_after_secs")
     if after is not None and not _is_delay(after):
@@ -243,6 +244,13 @@ def _parse_object(line: bytes) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise RemoteProtocolError("a line that is no JSON object")
     return value
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "something nested deeply"
 
 
 def _is_delay(value: Any) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import TYPE_CHECKING, Any, Dict, Optional, cast
+from typing import TYPE_CHECKING, Any, Dict, Optional, Type, cast
 
 from celery import Task
 from celery.app.autoretry import add_autoretry_behaviour
@@ -156,11 +156,13 @@ def has_callbacks(body: Any) -> bool:
     return True
 
 
-def register(app: "Celery", name: str) -> ForeignTask:
+def register(
+    app: "Celery", name: str, base: Type[ForeignTask] = ForeignTask
+) -> ForeignTask:
     """Make a task of this name known to the app: no Python code of the user needed."""
     cls = type(
         str(name.rpartition(".")[2] or name),
-        (ForeignTask,),
+        (base,),
         {"name": name, "__module__": __name__, "abstract": False},
     )
     task: ForeignTask = app.register_task(cls())

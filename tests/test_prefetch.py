@@ -36,21 +36,27 @@ def test_a_lane_within_its_share_changes_nothing(prefetch: Prefetch) -> None:
     assert qos.value == INITIAL
 
 
-def test_what_one_lane_holds_beyond_its_share_is_added(prefetch: Prefetch) -> None:
+def test_twice_what_one_lane_holds_beyond_its_share_is_added(
+    prefetch: Prefetch,
+) -> None:
     qos = connected(prefetch)
-    for _ in range(5):
+    seen = []
+    for _ in range(7):
         prefetch.take("slow")
-    # So that the fast lane can still be handed its four.
-    assert qos.value == INITIAL + 3
+        seen.append(qos.value - INITIAL)
+    # In steps, so that the broker does not hear of every message.
+    assert seen == [0, 0, 2, 2, 6, 6, 6]
 
 
 def test_and_is_taken_back(prefetch: Prefetch) -> None:
     qos = connected(prefetch)
     for _ in range(5):
         prefetch.take("slow")
-    for expected in (2, 1, 0, 0, 0):
+    seen = []
+    for _ in range(5):
         prefetch.give("slow")
-        assert qos.value == INITIAL + expected
+        seen.append(qos.value - INITIAL)
+    assert seen == [6, 2, 0, 0, 0]
 
 
 def test_a_share_is_what_the_connections_multiplier_makes_of_the_slots(
@@ -58,31 +64,30 @@ def test_a_share_is_what_the_connections_multiplier_makes_of_the_slots(
 ) -> None:
     for multiplier in (1, 4):
         qos = connected(prefetch, multiplier)
-        for _ in range(5):
+        for _ in range(multiplier * SLOTS["slow"]):
             prefetch.take("slow")
-        assert qos.value == INITIAL + 5 - multiplier
+        assert qos.value == INITIAL
+        prefetch.take("slow")
+        assert qos.value == INITIAL + 2
 
 
 def test_no_lane_borrows_without_end(prefetch: Prefetch) -> None:
     qos = connected(prefetch)
-    for _ in range(MAX_BORROWED + 100):
+    for _ in range(2 * MAX_BORROWED):
         prefetch.take("slow")
     assert qos.value == INITIAL + MAX_BORROWED
-    for _ in range(99):
-        prefetch.give("slow")
-    assert qos.value == INITIAL + MAX_BORROWED - 1
 
 
 def test_a_new_connection_starts_over(prefetch: Prefetch) -> None:
     first = connected(prefetch)
-    for _ in range(5):
+    for _ in range(3):
         prefetch.take("slow")
     second = connected(prefetch)
     assert second.value == INITIAL
     for _ in range(3):
         prefetch.take("slow")
-    assert second.value == INITIAL + 1
-    assert first.value == INITIAL + 3, "nobody uses it any more"
+    assert second.value == INITIAL + 2
+    assert first.value == INITIAL + 2, "nobody uses it any more"
 
 
 def test_before_the_first_connection_nothing_is_counted(prefetch: Prefetch) -> None:
@@ -115,7 +120,9 @@ def test_threads_do_not_lose_a_message(prefetch: Prefetch) -> None:
         st.tuples(st.sampled_from(sorted(SHARES)), st.booleans()), max_size=200
     )
 )
-def test_the_count_is_always_what_the_lanes_hold(steps: list[tuple[str, bool]]) -> None:
+def test_the_count_has_always_room_for_the_other_lanes(
+    steps: list[tuple[str, bool]],
+) -> None:
     prefetch = Prefetch(SLOTS)
     qos = connected(prefetch)
     held = dict.fromkeys(SHARES, 0)
@@ -126,5 +133,5 @@ def test_the_count_is_always_what_the_lanes_hold(steps: list[tuple[str, bool]]) 
         elif held[lane]:
             prefetch.give(lane)
             held[lane] -= 1
-        borrowed = sum(max(0, held[lane] - SHARES[lane]) for lane in SHARES)
-        assert qos.value == INITIAL + borrowed
+        excess = sum(max(0, held[lane] - SHARES[lane]) for lane in SHARES)
+        assert excess <= qos.value - INITIAL <= 4 * excess
