@@ -280,6 +280,8 @@ def _account(
     else:
         entry = _entry_of(user)
     if entry is None:
+        if int(user) < 0:
+            raise ValueError(f"there is no user {user}")
         return int(user), gid, []
     gid = entry.pw_gid if gid is None else gid
     return entry.pw_uid, gid, os.getgrouplist(entry.pw_name, entry.pw_gid)

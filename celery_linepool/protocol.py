@@ -78,6 +78,9 @@ class Status(str, enum.Enum):
     IGNORED = "ignored"
 
 
+_STATUSES = {status.value: status for status in Status}
+
+
 class Reply:
     """One terminal line of a child, checked."""
 
@@ -220,14 +223,11 @@ def parse_reply(line: bytes) -> Reply:
     id_ = fields.get("id")
     if id_ is not None and not isinstance(id_, str):
         raise RemoteProtocolError("an id that is no string")
-    try:
-        status = Status(fields.get("status"))
-    except ValueError:
-        known = ", ".join(status.value for status in Status)
-        shown = _short(fields.get("status"))
-        raise RemoteProtocolError(
-            f"a status that is none of {known}: {shown}"
-        ) from None
+    name = fields.get("status")
+    status = _STATUSES.get(name) if isinstance(name, str) else None
+    if status is None:
+        known = ", ".join(_STATUSES)
+        raise RemoteProtocolError(f"a status that is none of {known}: {_short(name)}")
     after = fields.get("retry_after_secs")
     if after is not None and not _is_delay(after):
         raise RemoteProtocolError("a retry_after_secs that is no number of seconds")
