@@ -139,7 +139,8 @@ def blocks(task: ForeignTask) -> bool:
         getattr(task, "autoretry_for", ())
         or task._backend is not None
         or any(task_has_custom(task, hook) for hook in HOOKS)
-        or task_has_custom(task, "__call__")
+        # Not task_has_custom: the worker puts a __call__ of its own into Celery's Task.
+        or type(task).__call__ is not Task.__call__
         or type(task).run is not ForeignTask.run
     )
 
