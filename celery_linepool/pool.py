@@ -349,12 +349,14 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Start nothing more."""
         if self.stage is Stage.RUNNING:
             self._move(Stage.CLOSED)
+            # Counted first: the courier may drop those that wait while we count.
+            jobs = list(self._jobs)
+            started = sum(job.state is State.RUNNING for job in jobs)
             self.runtime.close()
-            started = [job for job in self._jobs if job.state is State.RUNNING]
             logger.info(
                 "linepool: finishing %d tasks; %d that wait are given back",
-                len(started),
-                len(self._jobs) - len(started),
+                started,
+                len(jobs) - started,
             )
 
     def on_stop(self) -> None:
