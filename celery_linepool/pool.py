@@ -47,13 +47,16 @@ class Stage(enum.Enum):
     RUNNING = "running"
     #: Finishes what has started, takes nothing new.
     CLOSED = "closed"
+    #: Its children are killed; what they were doing then is nobody's failure.
+    KILLED = "killed"
     STOPPED = "stopped"
 
 
 MOVES: Mapping[Stage, Set[Stage]] = {
-    Stage.NEW: {Stage.RUNNING, Stage.CLOSED, Stage.STOPPED},
-    Stage.RUNNING: {Stage.CLOSED, Stage.STOPPED},
-    Stage.CLOSED: {Stage.STOPPED},
+    Stage.NEW: {Stage.RUNNING, Stage.STOPPED},
+    Stage.RUNNING: {Stage.CLOSED, Stage.KILLED},
+    Stage.CLOSED: {Stage.KILLED, Stage.STOPPED},
+    Stage.KILLED: {Stage.STOPPED},
     Stage.STOPPED: set(),
 }
 
@@ -287,7 +290,10 @@ class LinePool(BasePool):  # type: ignore[misc]
         job.move(State.SETTLED)
         self._jobs.discard(job)
         try:
-            self._report(job, returned, raised)
+            # As prefork: a cold shutdown leaves its tasks as they were, and the broker
+            # delivers again what was not acknowledged.
+            if self.stage is not Stage.KILLED or not isinstance(raised, Abandoned):
+                self._report(job, returned, raised)
         finally:
             self._give_back(job)
 
@@ -373,7 +379,6 @@ class LinePool(BasePool):  # type: ignore[misc]
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
                 self._keep_connection()
-        self._pump(0)
         self._end(polite=True)
 
     def on_terminate(self) -> None:
@@ -381,11 +386,13 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._end(polite=False)
 
     def _end(self, polite: bool) -> None:
-        if self.stage in (Stage.NEW, Stage.STOPPED):
+        if self._has_ended():
             return
-        if self.stage is Stage.RUNNING:
-            self._move(Stage.CLOSED)
+        if not polite:
+            self._move(Stage.KILLED)
         self.runtime.stop(polite)
+        if polite and self._has_ended():
+            return  # a signal handler terminated the pool meanwhile
         self._pump(0)
         self._move(Stage.STOPPED)
         if self._courier is not None:
@@ -396,6 +403,9 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._hub.remove(self.runtime.outbox.fileno())
         self.runtime.outbox.close()
         signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+
+    def _has_ended(self) -> bool:
+        return self.stage in (Stage.NEW, Stage.KILLED, Stage.STOPPED)
 
     def _pump(self, seconds: float) -> None:
         """Do what the event loop would do; nobody runs it while the pool drains."""

@@ -14,6 +14,7 @@ import pytest
 import redis
 from celery import Celery, states
 from celery.app.base import Celery as App
+from celery.app.task import Context
 from celery.backends.base import DisabledBackend
 from celery.exceptions import BackendStoreError
 from celery.result import AsyncResult
@@ -359,6 +360,8 @@ class Forbidden:
     [
         ("mark_as_done", ("id", 7, None, False), {}),
         ("mark_as_done", ("id", 7), {"store_result": False}),
+        # How Celery before 5.7 calls it when the message says so.
+        ("mark_as_done", ("id", 7, Context(ignore_result=True), True), {}),
         ("mark_as_failure", ("id", ValueError()), {"store_result": False}),
     ],
 )
