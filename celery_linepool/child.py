@@ -9,13 +9,15 @@ from __future__ import annotations
 import array
 import enum
 import fcntl
+import grp
 import os
+import pwd
 import resource
 import signal
 import subprocess
 import termios
 import time
-from typing import IO, TYPE_CHECKING, List, Mapping, Optional
+from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple
 
 from .errors import SpawnError
 from .protocol import Connection, Event
@@ -78,6 +80,7 @@ class Child:
         settings: "PoolSettings", env: Mapping[str, str]
     ) -> "subprocess.Popen[bytes]":
         try:
+            user, group, further = _account(settings)
             return subprocess.Popen(
                 settings.command,
                 stdin=subprocess.PIPE,
@@ -89,11 +92,16 @@ class Child:
                 # Its own session and group: Ctrl-C at the worker's terminal does not
                 # reach it, and its grandchildren can be killed with it.
                 start_new_session=True,
-                user=settings.user,
-                group=settings.group,
+                user=user,
+                group=group,
+                extra_groups=further,
                 umask=-1 if settings.umask is None else settings.umask,
             )
-        except (OSError, subprocess.SubprocessError) as exc:
+        except (OSError, LookupError, ValueError, OverflowError) as exc:
+            # The last three: a user or group that does not exist, and a NUL or a
+            # surrogate in the environment.
+            raise SpawnError(_why_not(settings, exc)) from exc
+        except subprocess.SubprocessError as exc:
             raise SpawnError(_why_not(settings, exc)) from exc
 
     def _place(self, settings: "PoolSettings") -> None:
@@ -131,9 +139,12 @@ class Child:
 
     @property
     def fit(self) -> bool:
-        """Whether it can take a request: alive, silent since its last reply."""
+        """Whether it can take a request: alive, not stopped, silent since its reply."""
+        stdin = self._process.stdin
         return (
             self.state is State.ALIVE
+            and stdin is not None
+            and not stdin.closed
             and not self.eof
             and not self._unsent
             and self.connection.state.value == "idle"
@@ -286,6 +297,37 @@ def _detach(stream: "Optional[IO[bytes]]") -> Optional[int]:
     fd = os.dup(stream.fileno())
     stream.close()
     return fd
+
+
+def _account(
+    settings: "PoolSettings",
+) -> Tuple[Optional[int], Optional[int], Optional[List[int]]]:
+    """User, group and further groups of a child, as numbers; None for ours.
+
+    Another user has the groups of its own, never ours. Looked up here because
+    subprocess would open pipes first and, before Python 3.12, leave them open.
+    """
+    user, group = settings.user, settings.group
+    gid = grp.getgrnam(group).gr_gid if isinstance(group, str) else group
+    if user is None:
+        return None, gid, None
+    if isinstance(user, str):
+        entry: Optional[pwd.struct_passwd] = pwd.getpwnam(user)
+    else:
+        entry = _entry_of(user)
+    if entry is None:
+        if int(user) < 0:
+            raise ValueError(f"there is no user {user}")
+        return int(user), gid, []
+    gid = entry.pw_gid if gid is None else gid
+    return entry.pw_uid, gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
+def _entry_of(uid: int) -> Optional[pwd.struct_passwd]:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None  # a number without a name
 
 
 def _exit_fd(pid: int) -> Optional[int]:

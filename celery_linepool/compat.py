@@ -12,6 +12,12 @@ import celery
 LIMIT_THROUGH_TIMEOUT_CALLBACK: bool = celery.VERSION >= (5, 7)
 
 
+#: Without an event loop, Celery before 5.7 keeps acks for the consumer's next turn,
+#: which comes after up to two seconds of waiting for a message; and none comes while
+#: the prefetch count is used up. Since then it runs them where they are made.
+ACKS_WAIT_FOR_CONSUMER: bool = celery.VERSION < (5, 7)
+
+
 def run_pending(hub: Any) -> None:
     """Run what was given to ``hub.call_soon``, such as acks.
 

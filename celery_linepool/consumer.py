@@ -7,13 +7,14 @@ pool needs of a connection: its prefetch count and its heartbeats.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Dict, Optional
+from typing import TYPE_CHECKING, Any, Dict, Optional, Type
 
 from celery import bootsteps
 from celery.app import trace
 from celery.worker.consumer.tasks import Tasks
+from celery.worker.strategy import default as default_strategy
 
-from .tasks import register
+from .tasks import ForeignTask, register
 
 if TYPE_CHECKING:
     from .router import Router
@@ -68,12 +69,12 @@ class Strategies(Dict[str, Any]):
             return self._add(name)
         if self._router.knows_queues and not name.startswith("celery."):
             return self._by_queue(name)
-        self._hint(name)
+        hint(name, None)
         raise KeyError(name)
 
-    def _add(self, name: str) -> Any:
+    def _add(self, name: str, base: Type[ForeignTask] = ForeignTask) -> Any:
         c, app = self._consumer, self._consumer.app
-        task = register(app, name)
+        task = register(app, name, base)
         self._added += 1
         strategy = self[name] = task.start_strategy(app, c)
         # Through the module: Sentry and others replace it there.
@@ -85,19 +86,48 @@ class Strategies(Dict[str, Any]):
         """Decide when the message is at hand, by the queue that it came from."""
 
         def strategy(message: Any, body: Any, *args: Any) -> Any:
-            queue = self._router.queue_of(message.delivery_info)
-            if self._router.for_queue(queue) is None:
-                self._hint(name, queue)
-                return self._consumer.on_unknown_task(body, message, KeyError(name))
-            return self._add(name)(message, body, *args)
+            if not _came_by_a_served_queue(self._consumer, name, body, message):
+                return None
+            return self._add(name, QueuedTask)(message, body, *args)
 
         return strategy
 
-    def _hint(self, name: str, queue: Optional[str] = None) -> None:
-        came = f" from queue {queue!r}" if queue else ""
-        logger.error(
-            "linepool: no pool serves the task %r%s, and no Python task has that name; "
-            "add it to the tasks of a pool in linepool_pools",
-            name,
-            came,
-        )
+
+class QueuedTask(ForeignTask):
+    """A task that is known by the queue of its message, and in no other queue."""
+
+    abstract = True
+    Strategy = "celery_linepool.consumer:queued_strategy"
+
+
+def queued_strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Any:
+    """Celery's strategy for messages from the queues of a pool; none for others."""
+    strategy = default_strategy(task, app, consumer, **options)
+
+    def queued(message: Any, body: Any, *args: Any) -> Any:
+        if _came_by_a_served_queue(consumer, task.name, body, message):
+            return strategy(message, body, *args)
+        return None
+
+    return queued
+
+
+def _came_by_a_served_queue(c: Any, name: str, body: Any, message: Any) -> bool:
+    router: "Router" = c.pool.router
+    queue = router.queue_of(message.delivery_info)
+    if router.for_queue(queue) is not None:
+        return True
+    hint(name, queue)
+    c.on_unknown_task(body, message, KeyError(name))
+    return False
+
+
+def hint(name: str, queue: Optional[str]) -> None:
+    """Say what Celery's "unregistered task" cannot know."""
+    came = f" from queue {queue!r}" if queue else ""
+    logger.error(
+        "linepool: no pool serves the task %r%s, and no Python task has that name; "
+        "add it to the tasks of a pool in linepool_pools",
+        name,
+        came,
+    )

@@ -7,9 +7,9 @@ process under prefork leaves the tracer instead (`Abandoned`), so that Celery's
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional
 
-import orjson
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Ignore, Reject, Retry
 
@@ -89,7 +89,12 @@ def _text(value: Any) -> Optional[str]:
     """Text as the child meant it, whatever JSON it used."""
     if value is None or value == "":
         return None
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return "(nested too deeply to be shown)"
 
 
 def _lines(value: Any) -> List[str]:

@@ -48,13 +48,16 @@ class Stage(enum.Enum):
     RUNNING = "running"
     #: Finishes what has started, takes nothing new.
     CLOSED = "closed"
+    #: Its children are killed; what they were doing then is nobody's failure.
+    KILLED = "killed"
     STOPPED = "stopped"
 
 
 MOVES: Mapping[Stage, Set[Stage]] = {
-    Stage.NEW: {Stage.RUNNING, Stage.CLOSED, Stage.STOPPED},
-    Stage.RUNNING: {Stage.CLOSED, Stage.STOPPED},
-    Stage.CLOSED: {Stage.STOPPED},
+    Stage.NEW: {Stage.RUNNING, Stage.STOPPED},
+    Stage.RUNNING: {Stage.CLOSED, Stage.KILLED},
+    Stage.CLOSED: {Stage.KILLED, Stage.STOPPED},
+    Stage.KILLED: {Stage.STOPPED},
     Stage.STOPPED: set(),
 }
 
@@ -198,8 +201,24 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Called by our consumer step at every connection."""
         self._consumer = consumer
         self._connections += 1
+        if self._connections == 1:
+            self._prefetch_for_all_slots(consumer)
         self._prefetch.connected(consumer.qos, consumer.prefetch_multiplier)
         self.router.learn_queues(self.app.amqp.queues)
+
+    def _prefetch_for_all_slots(self, consumer: Any) -> None:
+        """Celery counted the worker's -c; pools may have other sizes.
+
+        Later connections need nothing: Celery asks `num_processes` then.
+        """
+        initial = consumer.initial_prefetch_count
+        wanted = self.num_processes * consumer.prefetch_multiplier
+        if initial and wanted != initial:
+            consumer.initial_prefetch_count = wanted
+            if wanted > initial:
+                consumer.qos.increment_eventually(wanted - initial)
+            else:
+                consumer.qos.decrement_eventually(initial - wanted)
 
     # --- tasks ------------------------------------------------------------------------
 
@@ -263,6 +282,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         while self.stage is not Stage.STOPPED:
             select.select([self.runtime.outbox], [], [])
             self._receive()
+            if compat.ACKS_WAIT_FOR_CONSUMER and self._consumer is not None:
+                self._consumer.perform_pending_operations()
 
     def accepted(self, job: Job, pid: int, when: float) -> None:
         assert isinstance(job, CeleryJob)
@@ -279,7 +300,10 @@ class LinePool(BasePool):  # type: ignore[misc]
         job.move(State.SETTLED)
         self._jobs.discard(job)
         try:
-            self._report(job, returned, raised)
+            # As prefork: a cold shutdown leaves its tasks as they were, and the broker
+            # delivers again what was not acknowledged.
+            if self.stage is not Stage.KILLED or not isinstance(raised, Abandoned):
+                self._report(job, returned, raised)
         finally:
             self._give_back(job)
 
@@ -370,12 +394,14 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Start nothing more."""
         if self.stage is Stage.RUNNING:
             self._move(Stage.CLOSED)
+            # Counted first: the courier may drop those that wait while we count.
+            jobs = list(self._jobs)
+            started = sum(job.state is State.RUNNING for job in jobs)
             self.runtime.close()
-            started = [job for job in self._jobs if job.state is State.RUNNING]
             logger.info(
                 "linepool: finishing %d tasks; %d that wait are given back",
-                len(started),
-                len(self._jobs) - len(started),
+                started,
+                len(jobs) - started,
             )
 
     def on_stop(self) -> None:
@@ -392,7 +418,6 @@ class LinePool(BasePool):  # type: ignore[misc]
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
                 self._keep_connection()
-        self._pump(0)
         self._end(polite=True)
 
     def on_terminate(self) -> None:
@@ -400,11 +425,13 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._end(polite=False)
 
     def _end(self, polite: bool) -> None:
-        if self.stage in (Stage.NEW, Stage.STOPPED):
+        if self._has_ended():
             return
-        if self.stage is Stage.RUNNING:
-            self._move(Stage.CLOSED)
+        if not polite:
+            self._move(Stage.KILLED)
         self.runtime.stop(polite)
+        if polite and self._has_ended():
+            return  # a signal handler terminated the pool meanwhile
         self._pump(0)
         self._move(Stage.STOPPED)
         if self._courier is not None:
@@ -415,6 +442,9 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._hub.remove(self.runtime.outbox.fileno())
         self.runtime.outbox.close()
         signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
+
+    def _has_ended(self) -> bool:
+        return self.stage in (Stage.NEW, Stage.KILLED, Stage.STOPPED)
 
     def _pump(self, seconds: float) -> None:
         """Do what the event loop would do; nobody runs it while the pool drains."""
@@ -516,7 +546,11 @@ def _einfo(exc: BaseException) -> ExceptionInfo:
     try:
         raise exc
     except BaseException:
-        return ExceptionInfo()
+        info = ExceptionInfo()
+    # billiard wraps it to carry its traceback between processes; in task events only
+    # the wrapper's name would be seen.
+    info.exception = exc
+    return info
 
 
 def _nothing() -> None:

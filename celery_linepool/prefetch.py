@@ -2,7 +2,7 @@
 
 Celery's prefetch count is one number for the whole worker. Without this, a pool that
 is slow would fill it with messages that wait for it, and the other pools would see no
-more. So whatever a lane holds beyond its own share is added to the count, up to a
+more. So twice of what a lane holds beyond its own share is added to the count, up to a
 limit, and taken back when the lane has less.
 """
 
@@ -56,13 +56,23 @@ class Prefetch:
         """A message of this lane was acknowledged."""
         self._change(lane, -1)
 
+    @staticmethod
+    def _loan(excess: int, current: int) -> int:
+        """What a lane borrows: twice its excess, changed in large steps.
+
+        One at a time would be a word to the broker for every message.
+        """
+        if excess <= current and excess * 4 > current:
+            return current
+        return min(2 * excess, MAX_BORROWED)
+
     def _change(self, lane: str, by: int) -> None:
         with self._lock:
             if self._qos is None:
                 return
             self._held[lane] += by
-            excess = self._held[lane] - self._shares[lane]
-            borrowed = min(max(0, excess), MAX_BORROWED)
+            excess = max(0, self._held[lane] - self._shares[lane])
+            borrowed = self._loan(excess, self._borrowed[lane])
             more, self._borrowed[lane] = borrowed - self._borrowed[lane], borrowed
             if more > 0:
                 self._qos.increment_eventually(more)

@@ -78,6 +78,9 @@ class Status(str, enum.Enum):
     IGNORED = "ignored"
 
 
+_STATUSES = {status.value: status for status in Status}
+
+
 class Reply:
     """One terminal line of a child, checked."""
 
@@ -220,13 +223,11 @@ def parse_reply(line: bytes) -> Reply:
     id_ = fields.get("id")
     if id_ is not None and not isinstance(id_, str):
         raise RemoteProtocolError("an id that is no string")
-    try:
-        status = Status(fields.get("status"))
-    except ValueError:
-        known = ", ".join(status.value for status in Status)
-        raise RemoteProtocolError(
-            f"a status that is none of {known}: {fields.get('status')!r:.80}"
-        ) from None
+    name = fields.get("status")
+    status = _STATUSES.get(name) if isinstance(name, str) else None
+    if status is None:
+        known = ", ".join(_STATUSES)
+        raise RemoteProtocolError(f"a status that is none of {known}: {_short(name)}")
     after = fields.get("retry_after_secs")
     if after is not None and not _is_delay(after):
         raise RemoteProtocolError("a retry_after_secs that is no number of seconds")
@@ -243,6 +244,13 @@ def _parse_object(line: bytes) -> Dict[str, Any]:
     if not isinstance(value, dict):
         raise RemoteProtocolError("a line that is no JSON object")
     return value
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "something nested deeply"
 
 
 def _is_delay(value: Any) -> bool:
@@ -312,7 +320,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal):
         return str(value)
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(value).decode("ascii")
+        return base64.b64encode(bytes(value)).decode("ascii")
     raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import grp
 import os
+import pwd
 import resource
 import signal
 from dataclasses import dataclass, field, fields
@@ -145,7 +147,10 @@ def _flag(value: Any) -> bool:
 def _path(value: Any) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise ValueError(f"must be a path, not {value!r}")
-    return os.path.abspath(os.fspath(value))
+    path = os.fspath(value)
+    if "\0" in str(path):
+        raise ValueError("holds a NUL character")
+    return os.path.abspath(path)
 
 
 def _env(value: Any) -> Mapping[str, str]:
@@ -154,12 +159,29 @@ def _env(value: Any) -> Mapping[str, str]:
     for key, item in value.items():
         if not isinstance(key, str) or not isinstance(item, str):
             raise ValueError(f"must map strings to strings; {key!r} does not")
+        if not key or "=" in key or "\0" in key + item:
+            raise ValueError(f"cannot have a variable {key!r} with that name or value")
     return dict(value)
 
 
-def _account(value: Any) -> Union[str, int]:
+def _user(value: Any) -> Union[str, int]:
+    return _account(value, pwd.getpwnam)
+
+
+def _group(value: Any) -> Union[str, int]:
+    return _account(value, grp.getgrnam)
+
+
+def _account(value: Any, find: Callable[[str], Any]) -> Union[str, int]:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"must be a name or a number, not {value!r}")
+    if isinstance(value, int) and value < 0:
+        raise ValueError(f"must be a number of 0 or more, not {value!r}")
+    if isinstance(value, str):
+        try:
+            find(value)
+        except (KeyError, ValueError):
+            raise ValueError(f"names {value!r}, which does not exist here") from None
     return value
 
 
@@ -219,8 +241,8 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "cwd": _path,
     "env": _env,
     "inherit_env": _flag,
-    "user": _account,
-    "group": _account,
+    "user": _user,
+    "group": _group,
     "umask": _mask,
     "timeout": _seconds,
     "stop_timeout": _seconds,

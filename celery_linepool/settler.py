@@ -70,8 +70,12 @@ class SettledBackend:
 
 def _stores(name: str, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> bool:
     """Whether this call reaches the server: not for a task that ignores its result."""
-    if name == "mark_as_done" and len(args) > 3:
-        return bool(args[3])
+    if name == "mark_as_done":
+        given = dict(zip(("task_id", "result", "request", "store_result"), args))
+        given.update(kwargs)
+        # Celery before 5.7 asks for it, and then looks at the request.
+        ignored = getattr(given.get("request"), "ignore_result", False)
+        return bool(given.get("store_result", True)) and not ignored
     return bool(kwargs.get("store_result", True))
 
 
@@ -179,7 +183,7 @@ class BatchingAway(threading.Thread):
             self._inbox.post(self._halt)
             self.join()
         self._inbox.close()
-        self._client.close()
+        self._client.connection_pool.disconnect()
 
     def run(self) -> None:
         self._loop = getcurrent()

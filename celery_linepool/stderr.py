@@ -104,23 +104,28 @@ class Stream:
             self._dropped += 1
 
     def _report_dropped(self) -> None:
-        if self._dropped:
-            self._log(f"... {self._dropped} lines were too fast for the log")
-            self._dropped = 0
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
+            self._log(f"... {dropped} lines did not reach the log")
 
     def _log(self, text: str) -> None:
-        self._logger.log(
-            self._level,
-            "[%s pid %s] %s",
-            self._pool,
-            self._pid,
-            text,
-            extra={
-                "linepool_pool": self._pool,
-                "linepool_pid": self._pid,
-                "linepool_task_id": self.task_id,
-            },
-        )
+        identity = {
+            "linepool_pool": self._pool,
+            "linepool_pid": self._pid,
+            "linepool_task_id": self.task_id,
+        }
+        try:
+            self._logger.log(
+                self._level,
+                "[%s pid %s] %s",
+                self._pool,
+                self._pid,
+                text,
+                extra=identity,
+            )
+        except Exception:
+            # A filter of the user's. The children must be read all the same.
+            self._dropped += 1
 
 
 class Drain(threading.Thread):

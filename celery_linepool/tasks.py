@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from typing import TYPE_CHECKING, Any, Dict, Optional, cast
+from typing import TYPE_CHECKING, Any, Dict, Optional, Type, cast
 
 from celery import Task
 from celery.app.autoretry import add_autoretry_behaviour
@@ -141,7 +141,8 @@ def blocks(task: ForeignTask) -> bool:
         getattr(task, "autoretry_for", ())
         or task._backend is not None
         or any(task_has_custom(task, hook) for hook in HOOKS)
-        or task_has_custom(task, "__call__")
+        # Not task_has_custom: the worker puts a __call__ of its own into Celery's Task.
+        or type(task).__call__ is not Task.__call__
         or type(task).run is not ForeignTask.run
     )
 
@@ -158,11 +159,13 @@ def has_callbacks(body: Any) -> bool:
     return True
 
 
-def register(app: "Celery", name: str) -> ForeignTask:
+def register(
+    app: "Celery", name: str, base: Type[ForeignTask] = ForeignTask
+) -> ForeignTask:
     """Make a task of this name known to the app: no Python code of the user needed."""
     cls = type(
         str(name.rpartition(".")[2] or name),
-        (ForeignTask,),
+        (base,),
         {"name": name, "__module__": __name__, "abstract": False},
     )
     task: ForeignTask = app.register_task(cls())

@@ -35,4 +35,8 @@ def embedded(folder: Union[str, Path]) -> Dict[str, Any]:
             "polling_interval": POLLING_INTERVAL,
         },
         "result_backend": f"file://{results}",
+        # With a transport like this Celery acknowledges messages only when it has been
+        # given another one, or after two seconds. A limit to those that it may hold
+        # would let it wait for one that it may not have.
+        "worker_prefetch_multiplier": 0,
     }

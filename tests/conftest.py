@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import workers
+from celery import _state
 from leaks import LeakGuard, leak_guard
 from localprocess import Servers, Watchdog
 
@@ -34,6 +35,17 @@ def servers(
     servers = Servers(lambda kind: tmp_path_factory.mktemp(kind, numbered=True))
     yield servers
     servers.close()
+
+
+@pytest.fixture(autouse=True)
+def no_shared_tasks() -> Iterator[None]:
+    """No task of one test's app is in the apps of the tests that follow.
+
+    Celery gives every ``@app.task`` to each app of the process that is made later.
+    """
+    before = set(_state._on_app_finalizers)
+    yield
+    _state._on_app_finalizers.intersection_update(before)
 
 
 @pytest.fixture

@@ -50,15 +50,8 @@ def test_each_way_to_name_the_pool(start_worker, pool, args, conf, env):
 
 
 def project_env(project):
-    return {**os.environ, "PYTHONPATH": str(project.folder), "C_FORCE_ROOT": "1"}
-
-
-def client(start_worker, project, nodename):
-    """Talks to a worker that the test started in its own way."""
-    worker = start_worker(project=project, pool=LINEPOOL, wait=False)
-    worker.process.kill(signal.SIGKILL)
-    worker.nodename = nodename
-    return worker
+    path = os.pathsep.join([str(project.folder), str(CHILDREN.parent)])
+    return {**os.environ, "PYTHONPATH": path, "C_FORCE_ROOT": "1"}
 
 
 def test_worker_main(start_worker, tmp_path):

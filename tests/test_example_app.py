@@ -56,10 +56,10 @@ class Child:
             # JSON is UTF-8, also where a supervisor sets no locale.
             env={**os.environ, "LC_ALL": "C"},
         )
-        assert self.process.stdin and self.process.stdout
 
     def ask(self, task: str, *args: Any, id: str = "an-id") -> Dict[str, Any]:
         payload = {"task": task, "args": args, "kwargs": {}, "meta": {"retries": 0}}
+        assert self.process.stdin and self.process.stdout
         self.process.stdin.write(orjson.dumps({"id": id, "payload": payload}) + b"\n")
         self.process.stdin.flush()
         reply: Dict[str, Any] = json.loads(self.process.stdout.readline())

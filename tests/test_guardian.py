@@ -75,8 +75,9 @@ WORKER = """
 
     guardian = Guardian()
     guardian.start()
+    script = "trap '' HUP INT TERM; sleep 600 & echo $! >&2; exec " + sys.argv[1]
     child = subprocess.Popen(
-        ["sh", "-c", "trap '' HUP INT TERM; sleep 600 & echo $! >&2; exec " + sys.argv[1]],
+        ["sh", "-c", script],
         stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )
     guardian.watch(child.pid)

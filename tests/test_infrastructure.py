@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from celery import Celery
 from leaks import TEST_ID, LeakGuard
 from workers import eventually
 
@@ -64,6 +65,22 @@ def test_a_worker_answers_on_every_broker(start_worker, broker):
     assert worker.queue_size() == 0
     assert worker.wait_for_log(r"Task proj\.add\[.*\] succeeded")
     assert worker.stop() == 0
+
+
+def shares_a_task():
+    app = Celery("shares", set_as_current=False)
+
+    @app.task(name="shared")
+    def shared():
+        pass
+
+    return app
+
+
+@pytest.mark.parametrize("time", ["first", "second"])
+def test_apps_of_other_tests_share_no_tasks(time):
+    assert "shared" not in Celery("other", set_as_current=False).tasks
+    assert "shared" in shares_a_task().tasks
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])

@@ -271,7 +271,7 @@ def line_of(length: int) -> bytes:
 
 @pytest.mark.parametrize("feed", [whole, byte_by_byte])
 def test_the_longest_line_is_read_and_one_byte_more_is_not(
-    feed: Callable[[bytes], Iterator[bytes]]
+    feed: Callable[[bytes], Iterator[bytes]],
 ) -> None:
     for length, expected in ((200, [Status.OK]), (201, [])):
         connection = asked(max_line=200)

@@ -169,12 +169,19 @@ ERRBACK = """
 
     @app.task
     def errback(request, exc, traceback):
-        with open("errback.json.new", "w") as file:
-            said = [request.id, type(exc).__name__, str(exc), str(traceback)]
-            json.dump(said, file)
-        import os
-        os.rename("errback.json.new", "errback.json")
+        said = [request.id, type(exc).__name__, str(exc), str(traceback)]
+        with open("errbacks", "a") as file:
+            file.write(json.dumps(said) + "\\n")
 """
+
+
+def errbacks(worker):
+    """What the errback was called with, by the id of the task; it may not repeat."""
+    path = worker.project.folder / "errbacks"
+    lines = path.read_text().splitlines() if path.exists() else []
+    calls = {id_: said for id_, *said in map(json.loads, lines)}
+    assert len(calls) == len(lines)
+    return calls
 
 
 def failed_event(worker, send):
@@ -227,10 +234,10 @@ def test_error(start_worker, script):
     assert len(whole.metas) == 1
 
     logged = worker.wait_for_log(r"Task scripted\.rb\[.*\] raised unexpected")
-    errback_file = worker.project.folder / "errback.json"
-    eventually(errback_file.exists)
-    id_, class_, message, traceback = json.loads(errback_file.read_text())
-    assert (id_, class_) == (result.id, "ForeignError")
+    called = eventually(lambda: errbacks(worker))
+    assert list(called) == [result.id]
+    class_, message, traceback = called[result.id]
+    assert class_ == "ForeignError"
     for shown in (
         result.traceback,
         worker.log[logged.start() :],
@@ -254,6 +261,33 @@ def test_error(start_worker, script):
         with pytest.raises(ForeignError, match=re.escape(message or "no message")) as e:
             worker.call("scripted.js", kwargs=asked.kwargs)
         assert e.value.foreign_type == type_
+
+
+def test_a_failure_without_a_reply_is_told_once(start_worker, marks):
+    failures = {
+        "prints.sh": "RemoteProtocolError",
+        "half_a_reply.php": "WorkerLostError",
+    }
+    worker = start_worker(
+        conf={"linepool_pools": pools(*failures)}, tasks=ERRBACK, args=["-E"]
+    )
+    told = {}
+    for child, class_ in failures.items():
+        path = marks(child)
+        result, event = failed_event(
+            worker,
+            lambda: worker.send(
+                child, path, link_error=worker.app.signature("proj.errback")
+            ),
+        )
+        told[result.id] = class_
+        assert class_ in event["exception"]
+        assert child in event["exception"]
+        assert child in event["traceback"]
+        assert child in str(worker.result(result, propagate=False))
+    assert worker.stop() == 0
+    called = {id_: said[0] for id_, said in errbacks(worker).items()}
+    assert called == told
 
 
 # --- throttled
@@ -593,7 +627,9 @@ def test_a_flood_is_neither_kept_nor_waited_for(start_worker, marks):
     assert worker.call("floods_stderr.pl") == pid
     # They wrote more than 200 MB.
     assert peak_memory(worker) - before < 50 * MIB
-    assert "too fast for the log" in worker.log
+    # What was left out of the log is counted when the next line comes, or the end.
+    assert worker.stop() == 0
+    assert "lines did not reach the log" in worker.log
 
 
 # --- which child

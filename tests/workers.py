@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -21,7 +22,7 @@ from typing import Any
 import atomic_files  # noqa: F401
 import psutil
 import pytest
-from celery import Celery, _state
+from celery import Celery, _state, exceptions
 from celery.result import AsyncResult
 from kombu import pools
 from kombu.transport.filesystem import Transport as FilesystemTransport
@@ -254,8 +255,17 @@ class Worker:
     def result(
         self, result: AsyncResult, timeout: float = 60, propagate: bool = True
     ) -> Any:
-        # The interval is for backends that poll: the default is half a second.
-        return result.get(timeout=timeout, interval=0.02, propagate=propagate)
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                # The interval is for backends that poll: the default is half a second.
+                return result.get(timeout=5, interval=0.02, propagate=propagate)
+            except exceptions.TimeoutError:
+                # Celery's client subscribes and reads, each on a connection of its
+                # own: Redis may read first, and a result that comes in between is
+                # announced to nobody.
+                if result.ready() or time.monotonic() > deadline:
+                    raise
 
     def call(self, name: str, *args: Any, timeout: float = 60, **options: Any) -> Any:
         """Send a task and return its result, or raise its exception."""

@@ -10,7 +10,7 @@ try {
   replies = fs.openSync('/dev/fd/1', 'a');
   fs.closeSync(1);
   fs.openSync('/dev/fd/2', 'a');
-} catch { // a child that runs as another user than the worker may not open them
+} catch { // another user than the worker's may not open them: at least console.log
   globalThis.console = new console.Console(process.stderr);
 }
 
