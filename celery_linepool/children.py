@@ -93,6 +93,12 @@ class Children:
         """Children wanted. From any thread."""
         return self._nursery.size
 
+    @property
+    def pressure(self) -> float:
+        """Tasks that wait, or are served, for each child. From any thread."""
+        busy = len(self._nursery.members) - len(self._idle)
+        return (len(self._waiting) + busy) / max(self.size, 1)
+
     def resize(self, size: int) -> None:
         self._nursery.resize(size)
         self._serve()
@@ -418,6 +424,7 @@ class Children:
             "generation": self._nursery.generation,
             "reset_error": self._nursery.reset_error,
             "failed_boots": self._nursery.backoff.failures,
+            "next_boot_in": self._nursery.next_boot_in(),
             "waiting": len(self._waiting),
             "settling": self._settling,
             "replaced": self._nursery.replaced,

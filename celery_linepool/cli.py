@@ -9,8 +9,12 @@ from __future__ import annotations
 from typing import Any, Optional
 
 import click
+from celery.bin.control import control as control_command
 from celery.bin.worker import WorkersPool
 from kombu.utils.imports import symbol_by_name
+
+# For "celery control", which knows only the commands that are imported.
+from . import control
 
 ALIAS = "linepool"
 POOL = "celery_linepool:LinePool"
@@ -40,7 +44,17 @@ def _widen() -> None:
     WorkersPool.convert = convert
 
 
+def _add_control_commands() -> None:
+    """Celery 5.3 has a fixed choice of names here too, made before it imports us."""
+    action = control_command.params[0]
+    if isinstance(action.type, click.Choice):
+        action.type = click.Choice(
+            [*action.type.choices, control.linepool_reset.__name__]
+        )
+
+
 _widen()
+_add_control_commands()
 
 
 @click.group()

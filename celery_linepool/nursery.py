@@ -159,8 +159,12 @@ class Nursery:
     def _fill(self) -> None:
         """Start children until as many live as are wanted."""
         while not self.closed and self._retry is None:
-            if len(self._staying()) >= self.size + self._resetting:
+            staying = self._staying()
+            if len(staying) >= self.size + bool(self._old(staying)):
                 return
+            booting = sum(not member.booted for member in staying)
+            if booting >= (self._settings.max_boots or self.size + 1):
+                return  # the next starts when one of them has booted, or is gone
             try:
                 self._spawn()
             except SpawnError as exc:
@@ -192,7 +196,9 @@ class Nursery:
         """Want more children, or fewer: idle ones go first, others after their task."""
         self.size = size
         surplus = len(self._staying()) - size
-        by_phase = sorted(self._staying(), key=lambda m: m.phase is not Phase.IDLE)
+        # Whose end costs least goes first.
+        order = (Phase.BOOTING, Phase.IDLE, Phase.RESERVED, Phase.BUSY)
+        by_phase = sorted(self._staying(), key=lambda m: order.index(m.phase))
         for member in by_phase[: max(0, surplus)]:
             self.retire(member, "the pool was shrunk")
         self._fill()
@@ -254,12 +260,18 @@ class Nursery:
         self._resetting = True
         self._fill()
 
+    def _old(self, members: List[Member]) -> List[Member]:
+        """Those that a reset still has to replace: as long, one more is wanted."""
+        if not self._resetting:
+            return []
+        return [m for m in members if m.generation < self.generation]
+
     def _reset_on(self) -> None:
         """One step of a reset: called when a child has booted, and when one is gone."""
         if not self._resetting or self.closed:
             return
         staying = self._staying()
-        old = [m for m in staying if m.generation < self.generation]
+        old = self._old(staying)
         if not old:
             self._end_reset(None)
         elif any(m.retiring == _RESET for m in self.members) or not all(
@@ -356,8 +368,15 @@ class Nursery:
         if member.phase is Phase.BOOTING:
             self._keeper.born(member)
         self._reset_on()
+        self._fill()
 
     # --- for people -------------------------------------------------------------------
+
+    def next_boot_in(self) -> Optional[float]:
+        """Seconds until a boot is tried again; None if none has failed."""
+        if self._retry is None:
+            return None
+        return max(0.0, round(self._retry.when - time.monotonic(), 1))
 
     @property
     def _setting(self) -> str:

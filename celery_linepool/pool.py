@@ -15,7 +15,7 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set
 
 from billiard.einfo import ExceptionInfo
-from billiard.exceptions import TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
@@ -24,7 +24,7 @@ from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
 from celery.worker.state import task_ready
 
-from . import compat, poison
+from . import compat, control, poison  # noqa: F401
 from .consumer import LinePoolStep
 from .errors import Abandoned, BootError, PoisonError
 from .job import Job, State
@@ -141,6 +141,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._blocks: Dict[str, bool] = {}
         #: Children of each pool that are wanted.
         self._sizes = {name: pool.size for name, pool in self.settings.items()}
+        self._autoscaled = False
         self._prefetch = Prefetch({**self._sizes, LOCAL: 0})
         level = mlevel(self.app.conf.worker_redirect_stdouts_level)
         self.runtime = Runtime(
@@ -202,9 +203,19 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._consumer = consumer
         self._connections += 1
         if self._connections == 1:
+            self._check_autoscale(consumer.controller)
             self._prefetch_for_all_slots(consumer)
         self._prefetch.connected(consumer.qos, consumer.prefetch_multiplier)
         self.router.learn_queues(self.app.amqp.queues)
+
+    def _check_autoscale(self, worker: Any) -> None:
+        self._autoscaled = bool(worker.autoscale)
+        try:
+            if self._autoscaled:
+                self._followers()
+        except ValueError as exc:
+            logger.critical("linepool: --autoscale has nothing to scale: %s", exc)
+            worker_state.should_stop = EX_FAILURE
 
     def _prefetch_for_all_slots(self, consumer: Any) -> None:
         """Celery counted the worker's -c; pools may have other sizes.
@@ -212,7 +223,9 @@ class LinePool(BasePool):  # type: ignore[misc]
         Later connections need nothing: Celery asks `num_processes` then.
         """
         initial = consumer.initial_prefetch_count
-        wanted = self.num_processes * consumer.prefetch_multiplier
+        # With --autoscale Celery prefetches for the most that it may become.
+        slots = max(self.num_processes, consumer.controller.max_concurrency or 0)
+        wanted = slots * consumer.prefetch_multiplier
         if initial and wanted != initial:
             consumer.initial_prefetch_count = wanted
             if wanted > initial:
@@ -314,12 +327,15 @@ class LinePool(BasePool):  # type: ignore[misc]
             _call(job.callback, returned)
             return
         reason = raised.reason if isinstance(raised, Abandoned) else raised
-        if isinstance(raised, Abandoned):
+        if isinstance(raised, Abandoned) and not isinstance(reason, Terminated):
             logger.error("linepool: %s[%s]: %s", job.name, job.id, reason)
         if not isinstance(reason, Exception):
             # Not every Celery can store a SystemExit, and it is the task's alone.
             reason = WorkerLostError(f"the task raised {reason!r}")
         celerys = isinstance(reason, TimeLimitExceeded) and job.limit is not None
+        pool = self.settings.get(job.lane)
+        if pool is not None and pool.dump_signal is not None:
+            celerys = False  # Celery's own words have no room for the child's stack
         if celerys and compat.LIMIT_THROUGH_TIMEOUT_CALLBACK:
             _call(job.timeout_callback, False, job.limit)
             return
@@ -337,11 +353,13 @@ class LinePool(BasePool):  # type: ignore[misc]
             return False
         if not (request.task.acks_late and request.task.reject_on_worker_lost):
             return False
+        if getattr(request.task, "retry_on_worker_lost", False):
+            return False  # counted by Celery, as a retry
+        if self.stage is not Stage.RUNNING or worker_state.should_stop is not None:
+            return False  # both were told to end, which says nothing about the task
         crashes = poison.crashes_of(request) + 1
         if crashes < pool.max_crashes:
-            task_ready(request)
-            poison.send_again(request, crashes)
-            return True
+            return self._send_again(request, crashes)
         text = f"{reason}\nIt has crashed {crashes} children (linepool_max_crashes)"
         logger.error("linepool: %s[%s] is not run again: %s", job.name, job.id, text)
         if pool.on_poison == "reject":
@@ -349,6 +367,16 @@ class LinePool(BasePool):  # type: ignore[misc]
             request.reject(requeue=False)
         else:
             _call(job.error_callback, _einfo(PoisonError(text)))
+        return True
+
+    def _send_again(self, request: Any, crashes: int) -> bool:
+        try:
+            poison.send_again(request, crashes)
+        except Exception as exc:
+            # Celery gives the message back as it is: uncounted, but not lost.
+            logger.error("linepool: task %s is not counted: %r", request.id, exc)
+            return False
+        task_ready(request)
         return True
 
     def soft_limit(self, job: Job) -> None:
@@ -483,38 +511,66 @@ class LinePool(BasePool):  # type: ignore[misc]
         return sum(self._sizes.values())
 
     def grow(self, n: int = 1) -> None:
-        """Called by ``pool_grow`` and ``--autoscale``."""
-        self._scale(n)
+        """Called by ``pool_grow`` and ``--autoscale``: more where most tasks wait.
+
+        Raises:
+            ValueError: no pool leaves its size to the worker's ``-c``.
+        """
+        for _ in range(n):
+            pools = self._followers()
+            self._resize(max(pools, key=self.runtime.pressure), 1)
 
     def shrink(self, n: int = 1) -> None:
         """Called by ``pool_shrink`` and ``--autoscale``. Busy children finish first.
 
-        Raises:
-            ValueError: there are not so many.
-        """
-        self._scale(-n)
+        Nobody knows which pool the next task is for, so each of several keeps a child.
 
-    def _scale(self, n: int) -> None:
+        Raises:
+            ValueError: so many may not be taken away. None is, then.
+        """
+        pools = self._followers()
+        last = int(len(self.settings) > 1)
+        spare = sum(max(0, self._sizes[name] - last) for name in pools)
+        if self._autoscaled:
+            n = min(n, spare)  # Celery counts the children of all pools as one
+        if n > spare:
+            raise ValueError(
+                f"linepool: {n} children cannot be taken away, at most {spare}"
+            )
+        for _ in range(n):
+            large = [name for name in pools if self._sizes[name] > last]
+            self._resize(min(large, key=self.runtime.pressure), -1)
+
+    def _followers(self) -> List[str]:
         followers = [name for name, pool in self.settings.items() if pool.follows]
-        if len(followers) != 1:
+        if not followers:
             raise ValueError(
-                "linepool: just one pool may leave its size to the worker's -c for it "
-                f"to be scaled as a whole, not {len(followers)}"
+                "linepool: every pool in linepool_pools has a size of its own; "
+                "without it a pool has the worker's -c, and can be scaled"
             )
-        (name,) = followers
-        size = self._sizes[name] + n
-        if size < 0:
-            raise ValueError(
-                f"linepool: pool {name!r} has {self._sizes[name]} children"
-            )
-        self._sizes[name] = size
-        self._prefetch.resize(name, size)
-        self.runtime.resize(name, size)
+        return followers
+
+    def _resize(self, name: str, by: int) -> None:
+        self._sizes[name] += by
+        self._prefetch.resize(name, self._sizes[name])
+        self.runtime.resize(name, self._sizes[name])
 
     def restart(self) -> None:
-        """Called by ``pool_restart``: new children, one by one; nothing is lost."""
-        for name in self.settings:
-            self.runtime.reset(name)
+        """Called by ``pool_restart``."""
+        self.reset()
+
+    def reset(self, name: Optional[str] = None) -> None:
+        """New children in place of the old, one by one; nothing is lost.
+
+        Raises:
+            ValueError: there is no such pool.
+        """
+        if name is not None and name not in self.settings:
+            raise ValueError(
+                f"no pool {name!r}; linepool_pools has {', '.join(self.settings)}"
+            )
+        for pool in self.settings if name is None else [name]:
+            self.runtime.reset(pool)
 
     def _get_info(self) -> Dict[str, Any]:
         info: Dict[str, Any] = super()._get_info()
@@ -523,7 +579,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             {
                 "max-concurrency": self.num_processes,
                 "processes": self.runtime.pids(),
-                "max-tasks-per-child": "N/A",
+                "max-tasks-per-child": self.options.get("maxtasksperchild") or "N/A",
                 "put-guarded-by-semaphore": False,
                 "timeouts": [limit or 0 for limit in limits],
                 "pools": self.runtime.info(),

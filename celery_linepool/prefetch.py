@@ -25,6 +25,7 @@ class Prefetch:
 
     def __init__(self, slots: Mapping[str, int]) -> None:
         self._slots = dict(slots)
+        self._multiplier = 1
         self._shares: Dict[str, int] = {}
         # ETA tasks come from Celery's timer thread where there is no event loop.
         # An RLock, because a signal handler may interrupt its holder.
@@ -37,6 +38,7 @@ class Prefetch:
         """A new connection: what was held belongs to the last one."""
         with self._lock:
             self._qos = qos
+            self._multiplier = multiplier
             self._shares = {k: slots * multiplier for k, slots in self._slots.items()}
             self._held = dict.fromkeys(self._slots, 0)
             self._borrowed = dict.fromkeys(self._slots, 0)
@@ -44,9 +46,8 @@ class Prefetch:
     def resize(self, lane: str, slots: int) -> None:
         """A lane has more slots, or fewer; Celery changes the count itself."""
         with self._lock:
-            old, self._slots[lane] = self._slots[lane], slots
-            if old and lane in self._shares:
-                self._shares[lane] = self._shares[lane] // old * slots
+            self._slots[lane] = slots
+            self._shares[lane] = slots * self._multiplier
 
     def take(self, lane: str) -> None:
         """A message for this lane came."""

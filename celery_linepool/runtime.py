@@ -200,6 +200,10 @@ class Runtime:
     def resize(self, name: str, size: int) -> None:
         self.engine.post(self.pools[name].resize, size)
 
+    def pressure(self, name: str) -> float:
+        """How many tasks wait for each child of a pool. A guess, a moment old."""
+        return self.pools[name].pressure
+
     def reset(self, name: str) -> None:
         """Replace a pool's children, one by one."""
         logger.info("linepool: pool %r is being reset", name)

@@ -83,6 +83,8 @@ class PoolSettings:
     soft_signal: Optional[int] = None
     #: Asks the child for its stack before it is killed for a time limit.
     dump_signal: Optional[int] = None
+    #: Children that boot at the same time; None for all.
+    max_boots: Optional[int] = None
     #: At the start of the worker: go on trying, instead of not starting.
     wait_for_boot: bool = False
     nice: Optional[int] = None
@@ -255,6 +257,7 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "on_poison": _poison,
     "soft_signal": _signal,
     "dump_signal": _signal,
+    "max_boots": _count,
     "wait_for_boot": _flag,
     "nice": _nice,
     "rlimits": _rlimits,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import workers
 from celery import _state
 from leaks import LeakGuard, leak_guard
 from localprocess import Servers, Watchdog
+from lone_pool import LonePool
+
+from celery_linepool.recycle import Limits
+from celery_linepool.settings import PoolSettings
 
 __all__ = ["leak_guard"]
 
@@ -69,6 +74,37 @@ def run_celery(
     """Runs a ``celery`` command to its end; see ``workers.run_celery``."""
     leak_guard.folders.append(tmp_path)
     yield workers.run_celery
+
+
+@pytest.fixture
+def lone_pool(
+    caplog: pytest.LogCaptureFixture,
+) -> Iterator[Callable[..., LonePool]]:
+    """Opens pools of real children that need no worker; see ``LonePool``."""
+    caplog.set_level("INFO")
+    opened: list[LonePool] = []
+
+    def open_pool(
+        command: Sequence[str],
+        limits: Limits | None = None,
+        boot: bool = True,
+        name: str = "default",
+        **options: Any,
+    ) -> LonePool:
+        settings = PoolSettings(name, tuple(command), tasks=("*",), **options)
+        pool = LonePool(settings, limits or Limits())
+        opened.append(pool)
+        assert not boot or pool.boot() is None
+        return pool
+
+    yield open_pool
+    for pool in opened:
+        pool.close()
+    # The engine goes on after a bug of its own. A test does not.
+    bugs = [
+        r.getMessage() for r in caplog.get_records("call") if r.levelname == "CRITICAL"
+    ]
+    assert bugs == []
 
 
 @pytest.hookimpl(wrapper=True)

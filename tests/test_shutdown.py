@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
+import celery
 import psutil
 import pytest
 from workers import eventually
@@ -99,35 +102,151 @@ def test_children_that_stop_are_not_forced(start_worker):
     assert "SIGTERM" not in worker.log and "SIGKILL" not in worker.log
 
 
-def test_cold_shutdown_kills_what_runs(start_worker, tmp_path):
-    """SIGQUIT does not wait for a task; its message goes back under acks_late."""
+#: Signals that end a worker at once, its environment and its settings.
+COLD = [
+    pytest.param([signal.SIGQUIT], {}, {}, id="SIGQUIT"),
+    pytest.param([signal.SIGTERM], {"REMAP_SIGTERM": "SIGQUIT"}, {}, id="remapped"),
+]
+if celery.VERSION >= (5, 5):
+    # Before, no pool of Celery hears of a second signal while it drains.
+    COLD += [
+        pytest.param([signal.SIGINT, signal.SIGINT], {}, {}, id="Ctrl-C twice"),
+        pytest.param([signal.SIGTERM, signal.SIGQUIT], {}, {}, id="SIGQUIT after all"),
+        pytest.param(
+            [signal.SIGQUIT],
+            {},
+            {"worker_soft_shutdown_timeout": 0.5},
+            id="soft, and too long",
+        ),
+    ]
+
+
+@pytest.mark.parametrize(("signals", "env", "conf"), COLD)
+def test_cold_shutdown_kills_what_runs(start_worker, tmp_path, signals, env, conf):
+    """It does not wait for a task; its message goes back under acks_late."""
     begun, go = tmp_path / "begun", tmp_path / "go"
-    worker = start_worker("rabbitmq", command=GATED, args=("-c", "1"), conf=CONF)
+    worker = start_worker(
+        "rabbitmq", GATED, args=("-c", "1"), conf={**CONF, **conf}, env=env
+    )
     result = worker.send("gate", str(begun), str(go))
     eventually(lambda: len(lines(begun)) == 1)
     family = worker.children()
-    worker.stop(signal.SIGQUIT)
+    *warm, cold = signals
+    for sig in warm:
+        # What a terminal does: the signal goes to the whole foreground group.
+        os.killpg(worker.pid, sig)
+        worker.wait_for_log("finishing 1 tasks")
+    os.killpg(worker.pid, cold)
 
+    worker.wait()
     assert alive(family) == []
+    assert eventually(lambda: worker.queue_size() == 1)
     go.touch()
     worker.start()
     worker.result(result)
     assert len(lines(begun)) == 2
 
 
-def test_ctrl_c_does_not_reach_the_children(start_worker, tmp_path):
-    """They are in sessions of their own, so a task survives it."""
+#: Signals after which what runs is finished, settings, and what is logged of the first.
+DRAINS = "finishing 1 tasks"
+PATIENT = [
+    pytest.param([signal.SIGTERM, signal.SIGTERM], {}, DRAINS, id="SIGTERM twice"),
+    pytest.param([signal.SIGINT], {}, DRAINS, id="Ctrl-C"),
+    pytest.param([signal.SIGINT, signal.SIGTERM], {}, DRAINS, id="Ctrl-C, SIGTERM"),
+]
+if celery.VERSION >= (5, 5):
+    # Celery sleeps for the whole of it: time enough for the task, and no more.
+    soft = {"worker_soft_shutdown_timeout": 3}
+    sleeps = "Initiating Soft Shutdown"
+    PATIENT.append(pytest.param([signal.SIGQUIT], soft, sleeps, id="soft, in time"))
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+@pytest.mark.parametrize(("signals", "conf", "says"), PATIENT)
+def test_what_runs_is_finished(start_worker, tmp_path, signals, conf, says, broker):
+    """Its children are in sessions of their own, where no Ctrl-C reaches them."""
     begun, go = tmp_path / "begun", tmp_path / "go"
-    worker = start_worker(command=GATED, args=("-c", "1"))
+    worker = start_worker(broker, GATED, args=("-c", "1"), conf={**CONF, **conf})
     result = worker.send("gate", str(begun), str(go))
     eventually(lambda: len(lines(begun)) == 1)
-    # What a terminal does: the signal goes to the whole foreground group.
-    worker.process.kill(signal.SIGINT)
-    worker.wait_for_log("Warm shutdown|Hitting Ctrl")
+    family = worker.children()
+    first, *more = signals
+    os.killpg(worker.pid, first)
+    worker.wait_for_log(says)
+    for sig in more:
+        seen = len(worker.log)
+        os.killpg(worker.pid, sig)
+        worker.wait_for_log("Warm shutdown", after=seen)
     go.touch()
     worker.wait()
 
     assert result.state == "SUCCESS"
+    assert worker.queue_size() == 0, "its message was given back"
+    assert len(lines(begun)) == 1
+    assert alive(family) == []
+
+
+#: Celery starts itself again by what is in sys.argv. Under ``python -m`` that is a
+#: file which cannot be run by itself; the script of that name can.
+AS_A_SCRIPT = """
+    import os, sys
+    sys.argv[0] = os.path.join(os.path.dirname(sys.executable), "celery")
+"""
+
+
+def test_hangup_starts_the_worker_anew(start_worker, tmp_path):
+    """The same process with new children; the old ones finish what they do."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    worker = start_worker(command=GATED, args=("-c", "2"), conf=CONF, tasks=AS_A_SCRIPT)
+    results = [worker.send("gate", str(begun), str(go)) for _ in range(3)]
+    eventually(lambda: len(lines(begun)) == 2)
+    family = worker.children()
+    seen = len(worker.log)
+    worker.send_signal(signal.SIGHUP)
+    worker.wait_for_log("finishing 2 tasks", after=seen)
+    go.touch()
+    worker.wait_for_log(r"ready\.$", after=seen)
+
+    assert alive(family) == []
+    for result in results:
+        worker.result(result)
+    assert len(lines(begun)) == 3
+    children = {child.pid for child in worker.children("waits_for_file")}
+    assert len(children) == 2
+    assert worker.call("gate", None, None) in children
+    assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_every_process_is_told_to_end_at_once(start_worker, tmp_path, broker):
+    """What systemd does: SIGTERM to the whole control group, and to the worker first.
+
+    As often as one likes: a child that ends with its worker is no crash of its task.
+    """
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    worker = start_worker(
+        broker,
+        GATED,
+        args=("-c", "3"),
+        conf={**CONF, "task_reject_on_worker_lost": True},
+    )
+    result = worker.send("gate", str(begun), str(go))
+    for runs in (1, 2, 3):
+        eventually(lambda: len(lines(begun)) == runs)
+        family = worker.children()
+        for process in [psutil.Process(worker.pid), *family]:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        assert worker.wait() == 0
+        assert alive(family) == []
+        assert eventually(lambda: worker.queue_size() == 1)
+        worker.start()
+    go.touch()
+
+    worker.result(result)
+    assert len(lines(begun)) == 4
+    assert worker.stop() == 0
+    assert worker.queue_size() == 0
 
 
 def test_a_worker_drains_longer_than_a_heartbeat(start_worker, tmp_path):

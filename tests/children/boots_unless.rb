@@ -1,0 +1,12 @@
+# Boots, unless the file that it is given exists: then it ends with a reason on stderr.
+require "json"
+
+if File.exist?(ARGV[0])
+  warn "no such gem: invoices"
+  exit 7
+end
+
+STDOUT.sync = true
+STDIN.each_line("\n") do |line|
+  puts JSON.generate(id: JSON.parse(line)["id"], status: "ok", result: Process.pid)
+end
