@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from events import Events
 from workers import LINEPOOL, eventually
 
 TESTS = Path(__file__).parent
@@ -284,33 +284,6 @@ def test_signals_of_one_task_come_in_order(start_worker, tmp_path, broker):
 
 
 # --- events ---------------------------------------------------------------------------
-
-
-class Events:
-    """All events of a worker, from when it is entered."""
-
-    def __init__(self, app):
-        self.seen = []
-        self._app = app
-
-    def __enter__(self):
-        self._connection = self._app.connection_for_read()
-        handlers = {"*": self.seen.append}
-        receiver = self._app.events.Receiver(self._connection, handlers=handlers)
-        self._drain = receiver.consume(limit=None, timeout=60, wakeup=True)
-        next(self._drain)
-        return self
-
-    def __exit__(self, *exc_info):
-        with closing(self._connection), closing(self._drain):
-            pass
-
-    def wait(self, type_, id):
-        while not any(e["type"] == type_ and e.get("uuid") == id for e in self.seen):
-            next(self._drain)
-
-    def of_tasks(self):
-        return [event for event in self.seen if event["type"].startswith("task-")]
 
 
 def events_of_cases(worker, folder):

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import time
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +20,7 @@ import psutil
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import chain, chord, group
+from events import Events
 from workers import LINEPOOL, eventually
 
 from celery_linepool import ForeignError
@@ -186,21 +186,11 @@ def errbacks(worker):
 
 def failed_event(worker, send):
     """Send a task that fails; its result and the event that Flower would show."""
-    events = []
-    with worker.app.connection_for_read() as connection:
-        receiver = worker.app.events.Receiver(
-            connection, handlers={"task-failed": events.append}
-        )
-        with receiver.consumer_context(wakeup=False) as (listening, _, _):
-            result = send()
-            deadline = time.monotonic() + 60
-            while not events:
-                assert time.monotonic() < deadline, "no task-failed event"
-                try:
-                    listening.drain_events(timeout=1)
-                except (TimeoutError, OSError):
-                    pass  # nothing yet
-    return result, events[0]
+    with Events(worker.app) as events:
+        result = send()
+        events.wait("task-failed", result.id)
+    [event] = [e for e in events.of_tasks() if e["type"] == "task-failed"]
+    return result, event
 
 
 def test_error(start_worker, script):
