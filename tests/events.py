@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import closing
-
-#: A task's event after which this delivery brings no other.
-LAST = {"task-succeeded", "task-failed", "task-revoked", "task-rejected"}
 
 
 class Events:
@@ -28,12 +26,9 @@ class Events:
             pass
 
     def wait(self, type_, id):
+        deadline = time.monotonic() + 60
         while not any(e["type"] == type_ and e.get("uuid") == id for e in self.seen):
-            next(self._drain)
-
-    def wait_for_end(self, id):
-        """Until the task has ended, or was given back to the broker."""
-        while not any(e["type"] in LAST for e in self.seen if e.get("uuid") == id):
+            assert time.monotonic() < deadline, f"no {type_} of {id}: {self.seen}"
             next(self._drain)
 
     def of_tasks(self):

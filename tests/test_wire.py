@@ -734,6 +734,26 @@ def test_arguments(start_worker, serializer):
     assert (told["pid"], told["tasks"]) == (pid, 2)
 
 
+def test_arguments_in_yaml(start_worker):
+    """Celery reads objects out of it that its sender never named."""
+    worker = start_worker(
+        conf={
+            "linepool_pools": pools("echo.rb"),
+            "task_serializer": "yaml",
+            "accept_content": ["json", "yaml"],
+            "result_accept_content": ["json"],
+        }
+    )
+    when = datetime.datetime(2026, 1, 31, 12, tzinfo=datetime.timezone.utc)
+
+    seen = worker.call("echo.rb", when, when.date(), b"text", STRANGE)
+    assert seen["args"] == [when.isoformat(), "2026-01-31", "dGV4dA==", STRANGE]
+    for unsendable in ({1, 2}, float("nan")):
+        with pytest.raises(RequestError):
+            worker.call("echo.rb", unsendable)
+    assert worker.call("echo.rb")["pid"] == seen["pid"]
+
+
 # --- children that do not boot
 
 
