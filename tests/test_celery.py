@@ -27,9 +27,6 @@ from celery_linepool.errors import ForeignError, LinePoolError
 
 TESTS = Path(__file__).parent
 
-#: Celery 5.6 with the newest redis-py, in the client that sends a chord.
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning")
-
 CHILD = ["ruby", str(TESTS / "children" / "celery_tasks.rb")]
 BROKERS = ["redis", "rabbitmq", "filesystem"]
 

@@ -31,9 +31,6 @@ from celery_linepool.settler import (
 )
 from celery_linepool.threads import Threads
 
-# Celery's Redis backend stores with a command that redis-py would like to be rid of.
-pytestmark = pytest.mark.filterwarnings("ignore:Call to deprecated:DeprecationWarning")
-
 PATIENCE = 30.0
 #: So that a dead server is an error soon.
 IMPATIENT = {

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import time
 import uuid
 from decimal import Decimal
 from pathlib import Path
@@ -21,6 +20,7 @@ import psutil
 import pytest
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import chain, chord, group
+from events import Events
 from workers import LINEPOOL, eventually
 
 from celery_linepool import ForeignError
@@ -186,21 +186,11 @@ def errbacks(worker):
 
 def failed_event(worker, send):
     """Send a task that fails; its result and the event that Flower would show."""
-    events = []
-    with worker.app.connection_for_read() as connection:
-        receiver = worker.app.events.Receiver(
-            connection, handlers={"task-failed": events.append}
-        )
-        with receiver.consumer_context(wakeup=False) as (listening, _, _):
-            result = send()
-            deadline = time.monotonic() + 60
-            while not events:
-                assert time.monotonic() < deadline, "no task-failed event"
-                try:
-                    listening.drain_events(timeout=1)
-                except (TimeoutError, OSError):
-                    pass  # nothing yet
-    return result, events[0]
+    with Events(worker.app) as events:
+        result = send()
+        events.wait("task-failed", result.id)
+    [event] = [e for e in events.of_tasks() if e["type"] == "task-failed"]
+    return result, event
 
 
 def test_error(start_worker, script):
@@ -742,6 +732,26 @@ def test_arguments(start_worker, serializer):
     assert worker.call("echo.rb")["pid"] == pid
     [told] = children_of(worker, "echo.rb")
     assert (told["pid"], told["tasks"]) == (pid, 2)
+
+
+def test_arguments_in_yaml(start_worker):
+    """Celery reads objects out of it that its sender never named."""
+    worker = start_worker(
+        conf={
+            "linepool_pools": pools("echo.rb"),
+            "task_serializer": "yaml",
+            "accept_content": ["json", "yaml"],
+            "result_accept_content": ["json"],
+        }
+    )
+    when = datetime.datetime(2026, 1, 31, 12, tzinfo=datetime.timezone.utc)
+
+    seen = worker.call("echo.rb", when, when.date(), b"text", STRANGE)
+    assert seen["args"] == [when.isoformat(), "2026-01-31", "dGV4dA==", STRANGE]
+    for unsendable in ({1, 2}, float("nan")):
+        with pytest.raises(RequestError):
+            worker.call("echo.rb", unsendable)
+    assert worker.call("echo.rb")["pid"] == seen["pid"]
 
 
 # --- children that do not boot
