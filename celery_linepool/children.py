@@ -94,10 +94,9 @@ class Children:
         return self._nursery.size
 
     @property
-    def pressure(self) -> float:
-        """Tasks that wait, or are served, for each child. From any thread."""
-        busy = len(self._nursery.members) - len(self._idle)
-        return (len(self._waiting) + busy) / max(self.size, 1)
+    def load(self) -> int:
+        """Tasks that wait, or are served. From any thread."""
+        return len(self._waiting) + len(self._nursery.members) - len(self._idle)
 
     def resize(self, size: int) -> None:
         self._nursery.resize(size)

@@ -14,23 +14,22 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set
 
-from billiard.einfo import ExceptionInfo
-from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import signals
 from celery.concurrency.base import BasePool
 from celery.exceptions import WorkerShutdown
 from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
-from celery.worker.state import task_ready
 
-from . import compat, control, poison  # noqa: F401
+from . import compat, control  # noqa: F401
 from .consumer import LinePoolStep
-from .errors import Abandoned, BootError, PoisonError
+from .errors import Abandoned, BootError
 from .job import Job, State
 from .prefetch import Prefetch
+from .request import CeleryJob
 from .router import Router
 from .runtime import LOCAL, Runtime
+from .scaling import Scaling
 from .settings import SettingError, read
 from .tasks import ForeignTask, blocks, has_callbacks, register
 
@@ -62,56 +61,6 @@ MOVES: Mapping[Stage, Set[Stage]] = {
 }
 
 
-class CeleryJob(Job):
-    """A job with Celery's request and callbacks: each is called at most once."""
-
-    def __init__(
-        self,
-        pool: "LinePool",
-        lane: str,
-        target: Callable[..., Any],
-        args: Any,
-        options: Dict[str, Any],
-    ) -> None:
-        name, id_ = args[0], args[1]
-        super().__init__(
-            id_, name, pool.runtime, lane, lambda: target(*args), self._tell
-        )
-        self._pool = pool
-        self.accept_callback = options.get("accept_callback")
-        self.callback = options.get("callback")
-        self.error_callback = options.get("error_callback")
-        self.timeout_callback = options.get("timeout_callback")
-        #: Celery's Request, which the callbacks are methods of.
-        self.request = getattr(self.accept_callback, "__self__", None)
-        #: The connection that its message came through.
-        self.connection = 0
-        #: Whether its message counts as held by its lane.
-        self.held = False
-        self._checked = False
-
-    def _tell(self, job: Job, returned: Any, raised: Optional[BaseException]) -> None:
-        self._pool.runtime.ended(self, self.lane, returned, raised)
-
-    def is_suspect(self) -> bool:
-        if self._checked or self.request is None:
-            return False
-        request = self.request
-        return bool(
-            request.id in worker_state.revoked
-            or request.expires
-            or (worker_state.revoked_stamps and request.stamped_headers)
-        )
-
-    def checked(self) -> None:
-        """The request was asked and is wanted."""
-        self._checked = True
-
-    def terminate(self, signum: int) -> None:
-        """Called by Celery, for ``revoke(terminate=True)`` and a cold shutdown."""
-        self._pool.runtime.terminate(self, self.lane, signum)
-
-
 class LinePool(BasePool):  # type: ignore[misc]
     """A Celery pool of warm children in other languages."""
 
@@ -139,10 +88,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._connections = 0
         self._courier: Optional[threading.Thread] = None
         self._blocks: Dict[str, bool] = {}
-        #: Children of each pool that are wanted.
-        self._sizes = {name: pool.size for name, pool in self.settings.items()}
-        self._autoscaled = False
-        self._prefetch = Prefetch({**self._sizes, LOCAL: 0})
+        self._scaling = Scaling(self.settings)
+        self._prefetch = Prefetch({**self._scaling.sizes, LOCAL: 0})
         level = mlevel(self.app.conf.worker_redirect_stdouts_level)
         self.runtime = Runtime(
             self.app,
@@ -209,10 +156,10 @@ class LinePool(BasePool):  # type: ignore[misc]
         self.router.learn_queues(self.app.amqp.queues)
 
     def _check_autoscale(self, worker: Any) -> None:
-        self._autoscaled = bool(worker.autoscale)
+        self._scaling.automatic = bool(worker.autoscale)
         try:
-            if self._autoscaled:
-                self._followers()
+            if worker.autoscale:
+                self._scaling.followers()
         except ValueError as exc:
             logger.critical("linepool: --autoscale has nothing to scale: %s", exc)
             worker_state.should_stop = EX_FAILURE
@@ -246,7 +193,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         if self.stage is not Stage.RUNNING:
             return None  # its message stays unacknowledged and is given back
         lane = self._lane(args[0], options)
-        job = CeleryJob(self, lane, target, args, options)
+        pool = self.settings.get(lane)
+        job = CeleryJob(self.runtime, lane, pool, target, args, options)
         job.limit = options.get("timeout") or self.options.get("timeout")
         job.soft_limit = options.get("soft_timeout") or self.options.get("soft_timeout")
         job.plain = lane != LOCAL and not self._may_block(args[0], args[3])
@@ -316,73 +264,16 @@ class LinePool(BasePool):  # type: ignore[misc]
             # As prefork: a cold shutdown leaves its tasks as they were, and the broker
             # delivers again what was not acknowledged.
             if self.stage is not Stage.KILLED or not isinstance(raised, Abandoned):
-                self._report(job, returned, raised)
+                job.report(returned, raised, self._is_ending())
         finally:
             self._give_back(job)
 
-    def _report(
-        self, job: CeleryJob, returned: Any, raised: Optional[BaseException]
-    ) -> None:
-        if raised is None:
-            _call(job.callback, returned)
-            return
-        reason = raised.reason if isinstance(raised, Abandoned) else raised
-        if isinstance(raised, Abandoned) and not isinstance(reason, Terminated):
-            logger.error("linepool: %s[%s]: %s", job.name, job.id, reason)
-        if not isinstance(reason, Exception):
-            # Not every Celery can store a SystemExit, and it is the task's alone.
-            reason = WorkerLostError(f"the task raised {reason!r}")
-        celerys = isinstance(reason, TimeLimitExceeded) and job.limit is not None
-        pool = self.settings.get(job.lane)
-        if pool is not None and pool.dump_signal is not None:
-            celerys = False  # Celery's own words have no room for the child's stack
-        if celerys and compat.LIMIT_THROUGH_TIMEOUT_CALLBACK:
-            _call(job.timeout_callback, False, job.limit)
-            return
-        if celerys:
-            reason = TimeLimitExceeded(job.limit)  # in Celery's words
-        if isinstance(reason, WorkerLostError) and self._crashed(job, reason):
-            return
-        _call(job.error_callback, _einfo(reason))
-
-    def _crashed(self, job: CeleryJob, reason: WorkerLostError) -> bool:
-        """Deal with a task that Celery would give back to the broker without end."""
-        request = job.request
-        pool = self.settings.get(job.lane)
-        if pool is None or request is None or request.acknowledged:
-            return False
-        if not (request.task.acks_late and request.task.reject_on_worker_lost):
-            return False
-        if getattr(request.task, "retry_on_worker_lost", False):
-            return False  # counted by Celery, as a retry
-        if self.stage is not Stage.RUNNING or worker_state.should_stop is not None:
-            return False  # both were told to end, which says nothing about the task
-        crashes = poison.crashes_of(request) + 1
-        if crashes < pool.max_crashes:
-            return self._send_again(request, crashes)
-        text = f"{reason}\nIt has crashed {crashes} children (linepool_max_crashes)"
-        logger.error("linepool: %s[%s] is not run again: %s", job.name, job.id, text)
-        if pool.on_poison == "reject":
-            task_ready(request)
-            request.reject(requeue=False)
-        else:
-            _call(job.error_callback, _einfo(PoisonError(text)))
-        return True
-
-    def _send_again(self, request: Any, crashes: int) -> bool:
-        try:
-            poison.send_again(request, crashes)
-        except Exception as exc:
-            # Celery gives the message back as it is: uncounted, but not lost.
-            logger.error("linepool: task %s is not counted: %r", request.id, exc)
-            return False
-        task_ready(request)
-        return True
+    def _is_ending(self) -> bool:
+        return self.stage is not Stage.RUNNING or worker_state.should_stop is not None
 
     def soft_limit(self, job: Job) -> None:
         assert isinstance(job, CeleryJob)
-        if job.state is State.RUNNING:
-            _call(job.timeout_callback, True, job.soft_limit)
+        job.report_soft_limit()
 
     def recheck(self, job: Job) -> None:
         assert isinstance(job, CeleryJob)
@@ -508,52 +399,30 @@ class LinePool(BasePool):  # type: ignore[misc]
     @property
     def num_processes(self) -> int:
         """Slots of all pools; Celery's prefetch count is a multiple of it."""
-        return sum(self._sizes.values())
+        return sum(self._scaling.sizes.values())
 
     def grow(self, n: int = 1) -> None:
-        """Called by ``pool_grow`` and ``--autoscale``: more where most tasks wait.
+        """Called by ``pool_grow`` and ``--autoscale``.
 
         Raises:
             ValueError: no pool leaves its size to the worker's ``-c``.
         """
-        for _ in range(n):
-            pools = self._followers()
-            self._resize(max(pools, key=self.runtime.pressure), 1)
+        self._resize(self._scaling.grown(n, self.runtime.loads()))
 
     def shrink(self, n: int = 1) -> None:
         """Called by ``pool_shrink`` and ``--autoscale``. Busy children finish first.
 
-        Nobody knows which pool the next task is for, so each of several keeps a child.
-
         Raises:
             ValueError: so many may not be taken away. None is, then.
         """
-        pools = self._followers()
-        last = int(len(self.settings) > 1)
-        spare = sum(max(0, self._sizes[name] - last) for name in pools)
-        if self._autoscaled:
-            n = min(n, spare)  # Celery counts the children of all pools as one
-        if n > spare:
-            raise ValueError(
-                f"linepool: {n} children cannot be taken away, at most {spare}"
-            )
-        for _ in range(n):
-            large = [name for name in pools if self._sizes[name] > last]
-            self._resize(min(large, key=self.runtime.pressure), -1)
+        self._resize(self._scaling.shrunk(n, self.runtime.loads()))
 
-    def _followers(self) -> List[str]:
-        followers = [name for name, pool in self.settings.items() if pool.follows]
-        if not followers:
-            raise ValueError(
-                "linepool: every pool in linepool_pools has a size of its own; "
-                "without it a pool has the worker's -c, and can be scaled"
-            )
-        return followers
-
-    def _resize(self, name: str, by: int) -> None:
-        self._sizes[name] += by
-        self._prefetch.resize(name, self._sizes[name])
-        self.runtime.resize(name, self._sizes[name])
+    def _resize(self, sizes: Dict[str, int]) -> None:
+        for name, size in sizes.items():
+            if size != self._scaling.sizes[name]:
+                self._scaling.sizes[name] = size
+                self._prefetch.resize(name, size)
+                self.runtime.resize(name, size)
 
     def restart(self) -> None:
         """Called by ``pool_restart``."""
@@ -590,23 +459,6 @@ class LinePool(BasePool):  # type: ignore[misc]
 
 # Celery's banner shows the last part of the module's name.
 LinePool.__module__ = "celery_linepool"
-
-
-def _call(callback: Optional[Callable[..., Any]], *args: Any) -> None:
-    if callback is not None:
-        callback(*args)
-
-
-def _einfo(exc: BaseException) -> ExceptionInfo:
-    """The exception as Celery's Request wants it, with the traceback that it has."""
-    try:
-        raise exc
-    except BaseException:
-        info = ExceptionInfo()
-    # billiard wraps it to carry its traceback between processes; in task events only
-    # the wrapper's name would be seen.
-    info.exception = exc
-    return info
 
 
 def _nothing() -> None:

@@ -200,9 +200,9 @@ class Runtime:
     def resize(self, name: str, size: int) -> None:
         self.engine.post(self.pools[name].resize, size)
 
-    def pressure(self, name: str) -> float:
-        """How many tasks wait for each child of a pool. A guess, a moment old."""
-        return self.pools[name].pressure
+    def loads(self) -> Dict[str, int]:
+        """How many tasks each pool has. A guess, a moment old."""
+        return {name: pool.load for name, pool in self.pools.items()}
 
     def reset(self, name: str) -> None:
         """Replace a pool's children, one by one."""
