@@ -116,9 +116,13 @@ class Child:
             if hasattr(resource, "prlimit"):
                 for number, limit in settings.rlimits.items():
                     resource.prlimit(self.pid, number, limit)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             self.kill()
             self._process.wait()
+            self.state = State.EXITED
+            self.reap()
+            if self.stderr is not None:
+                os.close(self.stderr)
             raise SpawnError(f"its nice or rlimits cannot be set: {exc}") from exc
         try:
             # If memory runs out, the kernel takes a child and not the worker.

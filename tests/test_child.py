@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pwd
+import resource
 import select
 import shutil
 import signal
@@ -598,6 +599,25 @@ def refusal(spawn: Spawn, **options: Any) -> str:
         spawn("", **options)
     assert open_fds() == before
     return str(caught.value)
+
+
+def test_its_niceness_and_limits_and_that_it_goes_first(spawn: Spawn) -> None:
+    limits = {resource.RLIMIT_NOFILE: (50, 60)}
+    child = spawn("echo.rb", nice=7, rlimits=limits)
+    process = psutil.Process(child.pid)
+    assert process.nice() == 7
+    assert process.rlimit(psutil.RLIMIT_NOFILE) == (50, 60)
+    # If memory runs out the kernel ends a child, and not the worker.
+    score = int(Path(f"/proc/{child.pid}/oom_score_adj").read_text())
+    assert score > int(Path("/proc/self/oom_score_adj").read_text())
+
+
+def test_limits_that_may_not_be_set(spawn: Spawn) -> None:
+    before = {p.pid for p in psutil.Process().children()}
+    limits = {resource.RLIMIT_NOFILE: (60, 50)}
+    with pytest.raises(SpawnError, match="nice or rlimits"):
+        spawn("echo.rb", rlimits=limits)
+    assert {p.pid for p in psutil.Process().children()} == before
 
 
 def test_a_command_that_is_not_there(spawn: Spawn) -> None:

@@ -20,6 +20,10 @@ from celery_linepool.settings import PoolSettings
 PATIENCE = 30.0
 
 
+def nothing() -> None:
+    """There is nothing else to look after."""
+
+
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     engine = Engine()
@@ -69,9 +73,9 @@ def later(engine: Engine, seconds: float) -> float:
 def test_an_engine_that_waits_for_work_is_left_alone(
     engine: Engine, child: Child, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = Monitor(engine, lambda now: [child])
+    monitor = Monitor(engine, lambda now: [child], nothing)
     eventually(lambda: engine.awake_since is None, PATIENCE)
-    monitor.look(time.monotonic() + 3600)
+    monitor.check_engine(time.monotonic() + 3600)
     assert not caplog.records
     assert not child.has_exited()
 
@@ -82,7 +86,9 @@ def test_a_short_turn_is_left_alone(
     child: Child,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    Monitor(engine, lambda now: [child]).look(later(engine, BLOCKED * 0.99))
+    Monitor(engine, lambda now: [child], nothing).check_engine(
+        later(engine, BLOCKED * 0.99)
+    )
     assert not caplog.records
     assert not child.has_exited()
 
@@ -90,9 +96,9 @@ def test_a_short_turn_is_left_alone(
 def test_who_holds_up_the_engine_is_named_once(
     engine: Engine, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = Monitor(engine, lambda now: [])
+    monitor = Monitor(engine, lambda now: [], nothing)
     for seconds in (2, 3, 4):
-        monitor.look(later(engine, seconds))
+        monitor.check_engine(later(engine, seconds))
     [record] = caplog.records
     assert record.levelno == logging.WARNING
     text = record.getMessage()
@@ -103,12 +109,12 @@ def test_who_holds_up_the_engine_is_named_once(
 def test_each_time_is_worth_a_warning(
     engine: Engine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = Monitor(engine, lambda now: [])
+    monitor = Monitor(engine, lambda now: [], nothing)
     for _ in range(2):
         receiver = Receiver()
         engine.post(receiver.dawdle)
         assert receiver.entered.wait(PATIENCE)
-        monitor.look(later(engine, 2))
+        monitor.check_engine(later(engine, 2))
         receiver.leave.set()
         eventually(lambda: engine.awake_since is None, PATIENCE)
     assert len(caplog.records) == 2
@@ -123,7 +129,7 @@ def test_a_child_whose_time_is_up_is_killed_by_the_monitor(
         asked.append(now)
         return [child]
 
-    Monitor(engine, overdue).look(later(engine, 2))
+    Monitor(engine, overdue, nothing).check_engine(later(engine, 2))
     eventually(child.has_exited, PATIENCE)
     # Deadlines are in seconds since the epoch.
     assert abs(asked[0] - time.time()) < 3600
@@ -134,7 +140,7 @@ def test_a_child_whose_time_is_up_is_killed_by_the_monitor(
 def test_it_looks_by_itself(
     engine: Engine, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monitor = Monitor(engine, lambda now: [])
+    monitor = Monitor(engine, lambda now: [], nothing)
     monitor.start()
     try:
         eventually(lambda: "held up" in caplog.text, PATIENCE)
@@ -144,4 +150,4 @@ def test_it_looks_by_itself(
 
 
 def test_one_that_never_started_can_be_stopped(engine: Engine) -> None:
-    Monitor(engine, lambda now: []).stop()
+    Monitor(engine, lambda now: [], nothing).stop()

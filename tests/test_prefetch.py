@@ -90,6 +90,16 @@ def test_a_new_connection_starts_over(prefetch: Prefetch) -> None:
     assert first.value == INITIAL + 2, "nobody uses it any more"
 
 
+def test_a_lane_that_grew_holds_more_of_its_own(prefetch: Prefetch) -> None:
+    qos = connected(prefetch)
+    prefetch.resize("slow", 3)
+    for _ in range(3 * MULTIPLIER):
+        prefetch.take("slow")
+    assert qos.value == INITIAL
+    prefetch.take("slow")
+    assert qos.value > INITIAL
+
+
 def test_before_the_first_connection_nothing_is_counted(prefetch: Prefetch) -> None:
     prefetch.take("slow")
     prefetch.give("slow")

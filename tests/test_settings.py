@@ -188,6 +188,23 @@ BAD = [
     ("stderr", "file", "'log' or 'inherit'"),
     ("stderr", True, "'log' or 'inherit'"),
     ("stderr", ["log"], "'log' or 'inherit'"),
+    ("max_lifetime", 0, "above 0"),
+    ("idle_timeout", "1h", "above 0"),
+    ("memory_limit", 0, "1 or more"),
+    ("memory_limit", "1G", "whole number"),
+    ("max_crashes", 0, "1 or more"),
+    ("on_poison", "drop", "'fail' or 'reject'"),
+    ("soft_signal", "NOPE", "name of a signal"),
+    ("dump_signal", 3, "name of a signal"),
+    ("max_boots", 0, "1 or more"),
+    ("wait_for_boot", 1, "True or False"),
+    ("nice", 20, "-20 to 19"),
+    ("nice", True, "-20 to 19"),
+    ("rlimits", [1024], "dictionary"),
+    ("rlimits", {"files": 1}, "'files'"),
+    ("rlimits", {"nofile": "many"}, "'many'"),
+    ("rlimits", {"nofile": (1, 2, 3)}, "(1, 2, 3)"),
+    ("reset_file", 7, "path"),
 ]
 
 
