@@ -143,8 +143,7 @@ class Nursery:
 
     def _close(self) -> None:
         self.closed = True
-        if self._retry is not None:
-            self._engine.cancel(self._retry)
+        self._stop_waiting()
 
     def _check_empty(self) -> None:
         if self.closed and not self.members and self._when_empty is not None:
@@ -191,6 +190,11 @@ class Nursery:
     def _try_again(self) -> None:
         self._retry = None
         self._fill()
+
+    def _stop_waiting(self) -> None:
+        if self._retry is not None:
+            self._engine.cancel(self._retry)
+            self._retry = None
 
     def resize(self, size: int) -> None:
         """Want more children, or fewer: idle ones go first, others after their task."""
@@ -258,7 +262,10 @@ class Nursery:
         self.generation += 1
         self.reset_error = None
         self._resetting = True
+        # Who waits after a failed boot need not wait any longer: it may be mended.
+        self._stop_waiting()
         self._fill()
+        self._reset_on()
 
     def _old(self, members: List[Member]) -> List[Member]:
         """Those that a reset still has to replace: as long, one more is wanted."""

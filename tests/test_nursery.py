@@ -207,6 +207,35 @@ def test_a_reset_that_cannot_boot_changes_nothing(
     assert pool.info()["reset_error"] is None
 
 
+def test_a_reset_ends_the_wait_after_boots_that_failed(
+    lone_pool: MakePool, tmp_path: Path
+) -> None:
+    mark = tmp_path / "mark"
+    mark.touch()
+    pool = lone_pool(script("boots_when_marked.sh", mark, *LIVES))
+    mark.unlink()
+    os.kill(pool.call("x.pid"), signal.SIGKILL)
+    waits = pool.task("x.pid")
+    # From here on it would wait for several seconds.
+    eventually(lambda: (pool.info()["next_boot_in"] or 0) > 2, PATIENCE)
+    failed = pool.info()["failed_boots"]
+    mark.touch()
+    pool.do(pool.children.reset)
+    assert pool.info()["next_boot_in"] is None
+    assert waits.result()
+    assert failed > 1
+
+
+def test_an_empty_pool_is_reset_at_once(lone_pool: MakePool) -> None:
+    pool = lone_pool(LIVES)
+    pool.do(pool.children.resize, 0)
+    eventually(lambda: not pool.pids(), PATIENCE)
+    pool.do(pool.children.reset)
+    pool.do(pool.children.resize, 1)
+    assert pool.call("x.pid")
+    assert len(pool.pids()) == 1
+
+
 # --- more and fewer -------------------------------------------------------------------
 
 
