@@ -207,6 +207,25 @@ def test_a_poison_task_may_go_to_a_dead_letter_queue(start_worker, tmp_path):
 # --- limits ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("conf", "args"),
+    [({"task_time_limit": 1}, ()), ({}, ("--time-limit", "1"))],
+    ids=["setting", "option"],
+)
+def test_the_limit_of_the_app_is_for_tasks_that_have_none(
+    start_worker, tmp_path, conf, args
+):
+    worker = start_worker(command=LIVES, args=("-c", "2", *args), conf=conf)
+    begun, go = str(tmp_path / "begun"), tmp_path / "go"
+    patient = worker.send("lives.gate", begun, str(go), time_limit=600)
+    limited = worker.send("lives.gate", begun, str(go))
+
+    with pytest.raises(TimeLimitExceeded):
+        worker.result(limited)
+    go.touch()
+    assert worker.result(patient)
+
+
 def test_a_soft_limit_is_a_signal_or_a_line_in_the_log(start_worker, tmp_path):
     go = tmp_path / "go"
     pools = {
