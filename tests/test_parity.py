@@ -95,8 +95,15 @@ class Row:
     def gate(self, **options):
         return self.send("gate", str(self.go), **options)
 
-    def has_begun(self):
-        return eventually(lambda: lines(self.begun))
+    def has_begun(self, result):
+        """Its process works on it, and the worker knows which process that is."""
+        eventually(lambda: lines(self.begun))
+        eventually(
+            lambda: any(
+                task["id"] == result.id and task["worker_pid"]
+                for task in self.worker.inspect("active")
+            )
+        )
 
 
 def finished(row):
@@ -114,14 +121,14 @@ def limit_of_the_call(row):
 
 def revoked_while_it_runs(row):
     result = row.gate()
-    row.has_begun()
+    row.has_begun(result)
     row.worker.app.control.revoke(result.id, terminate=True)
     return result
 
 
 def revoked_with_sigkill(row):
     result = row.gate()
-    row.has_begun()
+    row.has_begun(result)
     row.worker.app.control.revoke(result.id, terminate=True, signal="SIGKILL")
     return result
 
@@ -131,7 +138,7 @@ def terminated_by_a_stamp(row):
     signature = row.worker.app.signature(f"{row.kind}.gate", args=arguments)
     signature.stamp(order=row.begun.parent.name)
     result = signature.apply_async()
-    row.has_begun()
+    row.has_begun(result)
     stamp = {"order": row.begun.parent.name}
     row.worker.app.control.revoke_by_stamped_headers(stamp, terminate=True)
     return result
@@ -140,7 +147,7 @@ def terminated_by_a_stamp(row):
 def revoked_in_the_queue(row):
     """Behind a task that holds the only slot."""
     first = row.gate()
-    row.has_begun()
+    row.has_begun(first)
     result = row.send("once")
     eventually(lambda: row.worker.inspect("reserved"))
     row.worker.app.control.revoke(result.id)
