@@ -20,7 +20,8 @@ import time
 from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple
 
 from .errors import SpawnError
-from .protocol import Connection, Event
+from .messages import Event
+from .protocol import Connection
 
 if TYPE_CHECKING:
     from .settings import PoolSettings

@@ -19,8 +19,8 @@ from .farewell import EXIT_GRACE
 from .guardian import Guardian
 from .job import Answer, Call, Cause, Job, Loss
 from .member import Member, Phase
+from .messages import Reply, Violation, show
 from .nursery import Nursery
-from .protocol import Violation, show
 from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain
@@ -256,7 +256,7 @@ class Children:
         for event in events or ():
             if isinstance(event, Violation):
                 self._violated(member, event)
-            else:
+            elif isinstance(event, Reply):
                 answers.append((self._replied(member), event))
         if member.child.eof:
             # Its exit may follow in a moment, and with it the reason.

@@ -27,7 +27,7 @@ from typing import (
 from greenlet import getcurrent
 
 from .errors import LocalProtocolError
-from .protocol import Reply
+from .messages import Reply
 from .timers import Timer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from celery.exceptions import Ignore, Reject, Retry
 
 from .errors import Abandoned, ForeignError, RemoteProtocolError
 from .job import Answer, Cause, Loss
-from .protocol import Reply, Status
+from .messages import Reply, Status
 
 if TYPE_CHECKING:
     from .tasks import ForeignTask

@@ -1,39 +1,52 @@
-"""The wire, without any I/O: bytes to replies, requests to bytes, and who may speak.
+"""Up the wire, without any I/O: bytes to replies and events, and who may speak.
 
 This file knows no process, thread, clock or Celery. Everything that decides whether
-a line is the protocol lives here.
+a line is the protocol lives here; docs/protocol.md says the same in words.
 
-Theory of operation: a child is asked one thing at a time. A request makes the
-connection BUSY, its reply makes it IDLE again. Whatever else the child says, or says
-at another time, makes it BROKEN, and a broken connection is never used again: nobody
-can tell which task its next line would belong to.
+Theory of operation: a request makes the connection BUSY, the reply to the last one in
+flight makes it IDLE again. A child of the original protocol is asked one thing at a
+time, and whatever else it says makes the connection BROKEN: nobody could tell which
+task its next line belongs to, so a broken connection is never used again. A child that
+said hello may be asked more at once, may speak of a request before it replies, and may
+be talkative: what is no JSON object is noise.
 """
 
 from __future__ import annotations
 
-import base64
-import decimal
 import enum
-import json
-import math
-import re
-from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-import orjson
+from .errors import LocalProtocolError, RemoteProtocolError
+from .messages import (
+    MAX_LINE,
+    Event,
+    Hello,
+    Noise,
+    Told,
+    Violation,
+    hello_of,
+    parse_object,
+    reply_of,
+    told_of,
+)
 
-from .errors import LocalProtocolError, RemoteProtocolError, RequestError
 
-#: Longest line in bytes, either way. Large enough for any argument that should
-#: travel through a broker (RabbitMQ's own limit for a message is 16 MiB by default
-#: since 4.0), small enough that a child in a loop cannot eat the worker's memory.
-MAX_LINE = 16 * 1024 * 1024
-#: Bytes of a bad line that an error shows.
-SHOWN = 200
+class Handshake(enum.Enum):
+    """Whether a child says hello."""
+
+    #: It may, as its first line, also while it has a request already.
+    AUTO = "auto"
+    #: It must, before it has any.
+    REQUIRED = "required"
+    #: It must not: the original protocol.
+    NONE = "none"
 
 
 class State(enum.Enum):
     """What a connection may do next."""
 
+    #: Its hello is waited for.
+    STARTING = "starting"
     IDLE = "idle"
     BUSY = "busy"
     BROKEN = "broken"
@@ -43,8 +56,11 @@ class State(enum.Enum):
 class Move(enum.Enum):
     """What can happen to a connection."""
 
+    HELLO = "hello"
     REQUEST = "request"
+    #: While other requests are in flight.
     REPLY = "reply"
+    LAST_REPLY = "last reply"
     VIOLATION = "violation"
     EOF = "eof"
 
@@ -52,13 +68,22 @@ class Move(enum.Enum):
 #: The whole state machine. A move that is missing is illegal and raises. After a
 #: violation the child is being killed: what it still says is not read any more.
 MOVES: Mapping[State, Mapping[Move, State]] = {
+    State.STARTING: {
+        Move.HELLO: State.IDLE,
+        Move.VIOLATION: State.BROKEN,
+        Move.EOF: State.CLOSED,
+    },
     State.IDLE: {
+        Move.HELLO: State.IDLE,
         Move.REQUEST: State.BUSY,
         Move.VIOLATION: State.BROKEN,
         Move.EOF: State.CLOSED,
     },
     State.BUSY: {
-        Move.REPLY: State.IDLE,
+        Move.HELLO: State.BUSY,
+        Move.REQUEST: State.BUSY,
+        Move.REPLY: State.BUSY,
+        Move.LAST_REPLY: State.IDLE,
         Move.VIOLATION: State.BROKEN,
         Move.EOF: State.CLOSED,
     },
@@ -67,69 +92,47 @@ MOVES: Mapping[State, Mapping[Move, State]] = {
 }
 
 
-class Status(str, enum.Enum):
-    """How a child says that a task ended."""
-
-    OK = "ok"
-    ERROR = "error"
-    THROTTLED = "throttled"
-    RETRY = "retry"
-    REJECTED = "rejected"
-    IGNORED = "ignored"
-
-
-_STATUSES = {status.value: status for status in Status}
-
-
-class Reply:
-    """One terminal line of a child, checked."""
-
-    __slots__ = ("id", "status", "fields")
-
-    def __init__(self, id: Optional[str], status: Status, fields: Dict[str, Any]):
-        self.id = id
-        self.status = status
-        self.fields = fields
-
-    def __repr__(self) -> str:
-        return f"<Reply {self.status.value} to {self.id}>"
-
-
-class Violation:
-    """A child broke the protocol: what was wrong, and what was read."""
-
-    __slots__ = ("reason", "read")
-
-    def __init__(self, reason: str, read: bytes = b""):
-        self.reason = reason
-        self.read = read
-
-    def __str__(self) -> str:
-        return f"{self.reason}; read {show(self.read)}" if self.read else self.reason
-
-
-Event = Union[Reply, Violation]
-
-
-def show(line: bytes) -> str:
-    """Bytes as an error message may show them: escaped, and cut at `SHOWN`."""
-    cut = f" ... ({len(line)} bytes)" if len(line) > SHOWN else ""
-    return f"{line[:SHOWN]!r}{cut}"
-
-
 class Connection:
     """What has been said to one child and by it.
 
     Arguments:
         max_line: longest line in bytes that is accepted.
+        inflight: requests that it may have at once, if its hello says as much.
+        strict: whether noise is a violation also of a child that said hello.
     """
 
-    def __init__(self, max_line: int = MAX_LINE) -> None:
-        self.state = State.IDLE
-        self.request_id: Optional[str] = None
+    def __init__(
+        self,
+        max_line: int = MAX_LINE,
+        handshake: Handshake = Handshake.NONE,
+        inflight: int = 1,
+        strict: bool = False,
+    ) -> None:
+        required = handshake is Handshake.REQUIRED
+        self.state = State.STARTING if required else State.IDLE
+        #: What it said of itself; None for a child of the original protocol.
+        self.hello: Optional[Hello] = None
+        #: Ids of requests that it has not replied to, the oldest first.
+        self.requests: Dict[str, None] = {}
+        self._may_greet = handshake is not Handshake.NONE
         self._max_line = max_line
+        self._most = inflight
+        self._strict = strict
         self._buffer = bytearray()
         self._searched = 0
+
+    @property
+    def inflight(self) -> int:
+        """Requests that it may have at once."""
+        return 1 if self.hello is None else min(self._most, self.hello.inflight)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be asked."""
+        return (
+            self.state in (State.IDLE, State.BUSY)
+            and len(self.requests) < self.inflight
+        )
 
     def move(self, move: Move) -> None:
         """Go where `MOVES` says; `LocalProtocolError` where it says nothing."""
@@ -142,11 +145,15 @@ class Connection:
 
     def request(self, request_id: str) -> None:
         """A request with this id is being written."""
+        if self.state is State.BUSY and not self.has_room:
+            raise LocalProtocolError(f"a request more than inflight = {self.inflight}")
+        if request_id in self.requests:
+            raise LocalProtocolError("a request with the id of one in flight")
         self.move(Move.REQUEST)
-        self.request_id = request_id
+        self.requests[request_id] = None
 
     def receive(self, data: bytes) -> List[Event]:
-        """Bytes that the child said; the replies in them, and at most one violation.
+        """Bytes that the child said; the events in them, and at most one violation.
 
         A violation is the last event: nothing behind it is looked at.
         """
@@ -155,21 +162,29 @@ class Connection:
             return events
         self._buffer += data
         while self._buffer:
-            event = self._next_event()
-            if event is None:
+            event, more = self._next_event()
+            if event is not None:
+                events.append(event)
+            if not more:
                 break
-            events.append(event)
         return events
 
-    def _next_event(self) -> Optional[Event]:
-        if self.state is State.IDLE:
-            return self._violate("it spoke without being asked")
+    def _next_event(self) -> Tuple[Optional[Event], bool]:
+        """The next event, if there is one, and whether to look for another."""
+        if self._is_mute():
+            return self._violate("it spoke without being asked"), False
         line = self._take_line()
-        if line is not None:
-            return self._reply(line)
-        if len(self._buffer) > self._max_line:
-            return self._violate(f"a line longer than {self._max_line} bytes")
-        return None
+        if line is None:
+            if len(self._buffer) > self._max_line:
+                too_long = f"a line longer than {self._max_line} bytes"
+                return self._violate(too_long), False
+            return None, False
+        event = self._event(line)
+        return event, not isinstance(event, Violation)
+
+    def _is_mute(self) -> bool:
+        """Whether nothing that it might say would be right."""
+        return self.state is State.IDLE and self.hello is None and not self._may_greet
 
     def receive_eof(self) -> Optional[bytes]:
         """The child's stdout ended; the unfinished line it left behind, if any."""
@@ -187,17 +202,55 @@ class Connection:
         self._searched = 0
         return line
 
-    def _reply(self, line: bytes) -> Event:
+    def _event(self, line: bytes) -> Optional[Event]:
+        """What a line says; None if it says nothing that counts."""
         if len(line) > self._max_line:
             return self._violate(f"a line longer than {self._max_line} bytes", line)
+        first, self._may_greet = self._may_greet, False
         try:
-            reply = parse_reply(line)
+            fields = parse_object(line)
+        except RemoteProtocolError as exc:
+            return self._no_object(line, str(exc))
+        try:
+            if first and fields.get("op") == "hello":
+                return self._greeted(hello_of(fields))
+            if self.hello is not None and "op" in fields:
+                return self._told(fields)
+            if self.hello is not None and fields.get("id") is None:
+                return self._no_object(line, "a line without op or id")
+            return self._reply(fields, line)
         except RemoteProtocolError as exc:
             return self._violate(str(exc), line)
-        if reply.id is not None and reply.id != self.request_id:
-            return self._violate("a reply to another id than the one asked", line)
-        self.move(Move.REPLY)
-        self.request_id = None
+
+    def _no_object(self, line: bytes, reason: str) -> Event:
+        if self.hello is None or self._strict:
+            return self._violate(reason, line)
+        return Noise(line)
+
+    def _greeted(self, hello: Hello) -> Hello:
+        self.move(Move.HELLO)
+        self.hello = hello
+        return hello
+
+    def _told(self, fields: Dict[str, Any]) -> Optional[Told]:
+        """An event, unless it is unknown to us, or comes too late."""
+        told = told_of(fields)
+        if told is not None and told.id is not None and told.id not in self.requests:
+            return None
+        return told
+
+    def _reply(self, fields: Dict[str, Any], line: bytes) -> Event:
+        if self.state is State.STARTING:
+            raise RemoteProtocolError("it spoke before its hello")
+        if not self.requests:
+            raise RemoteProtocolError("it spoke without being asked")
+        reply = reply_of(fields, self.hello is not None)
+        if reply.id is None:
+            reply.id = next(iter(self.requests))  # of the original protocol: the one
+        if reply.id not in self.requests:
+            raise RemoteProtocolError("a reply to another id than the one asked")
+        del self.requests[reply.id]
+        self.move(Move.REPLY if self.requests else Move.LAST_REPLY)
         return reply
 
     def _violate(self, reason: str, line: Optional[bytes] = None) -> Violation:
@@ -205,140 +258,3 @@ class Connection:
         read = bytes(self._buffer) if line is None else line
         self._buffer.clear()
         return Violation(reason, read)
-
-
-# --- up: a line to a reply ------------------------------------------------------------
-
-# orjson reads an integer beyond 64 bits as a float; the standard library keeps it.
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
-
-
-def parse_reply(line: bytes) -> Reply:
-    """One line, without its newline, as a `Reply`.
-
-    Raises:
-        RemoteProtocolError: it is none; the message says why.
-    """
-    fields = _parse_object(line)
-    id_ = fields.get("id")
-    if id_ is not None and not isinstance(id_, str):
-        raise RemoteProtocolError("an id that is no string")
-    name = fields.get("status")
-    status = _STATUSES.get(name) if isinstance(name, str) else None
-    if status is None:
-        known = ", ".join(_STATUSES)
-        raise RemoteProtocolError(f"a status that is none of {known}: {_short(name)}")
-    after = fields.get("retry_after_secs")
-    if after is not None and not _is_delay(after):
-        raise RemoteProtocolError("a retry_after_secs that is no number of seconds")
-    return Reply(id_, status, fields)
-
-
-def _parse_object(line: bytes) -> Dict[str, Any]:
-    try:
-        value = orjson.loads(line)
-        if _LONG_NUMBER.search(line):
-            value = json.loads(line)
-    except (ValueError, RecursionError) as exc:
-        raise RemoteProtocolError(f"a line that is no JSON ({exc})") from None
-    if not isinstance(value, dict):
-        raise RemoteProtocolError("a line that is no JSON object")
-    return value
-
-
-def _short(value: Any) -> str:
-    try:
-        return f"{value!r:.80}"
-    except RecursionError:
-        return "something nested deeply"
-
-
-def _is_delay(value: Any) -> bool:
-    # Longer than ten years is a mistake of units, and overflows a timestamp.
-    return (
-        isinstance(value, (int, float))
-        and not isinstance(value, bool)
-        and 0 <= value < 10 * 365 * 86400
-    )
-
-
-# --- down: a request to a line --------------------------------------------------------
-
-
-def encode_request(
-    request_id: str, payload: Dict[str, Any], max_line: int = MAX_LINE
-) -> bytes:
-    """One request as one line, with its newline.
-
-    Dates and times become ISO 8601 text, UUID and Decimal text, bytes base64 text.
-
-    Raises:
-        RequestError: it cannot be written as JSON, or is longer than `max_line`.
-    """
-    request = {"id": request_id, "payload": payload}
-    try:
-        line = orjson.dumps(request, default=_plain, option=_OPTIONS)
-    except TypeError as exc:
-        line = _encode_rest(request, exc)
-    # orjson writes NaN and infinities as null, which would be another value.
-    if b"null" in line:
-        try:
-            _refuse_non_finite(request)
-        except RecursionError:
-            raise RequestError("the task cannot be written as JSON: too deep") from None
-    if len(line) > max_line + 1:
-        raise RequestError(
-            f"a request of {len(line)} bytes is longer than "
-            f"linepool_max_line = {max_line}"
-        )
-    return line
-
-
-_OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATACLASS
-
-
-def _encode_rest(request: Dict[str, Any], cause: TypeError) -> bytes:
-    """What orjson's fast path refuses and JSON can still say.
-
-    That is integers beyond 64 bits and keys that are no strings.
-    """
-    try:
-        text = json.dumps(
-            request,
-            default=_plain_std,
-            allow_nan=False,
-            ensure_ascii=False,
-            separators=(",", ":"),
-        )
-        return text.encode() + b"\n"
-    except (TypeError, ValueError, RecursionError) as exc:
-        reason = cause if isinstance(exc, TypeError) else exc
-        raise RequestError(f"the task cannot be written as JSON: {reason}") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, decimal.Decimal):
-        return str(value)
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return base64.b64encode(bytes(value)).decode("ascii")
-    raise TypeError(f"Type is not JSON serializable: {type(value).__name__}")
-
-
-def _plain_std(value: Any) -> Any:
-    """`_plain`, and the types that orjson knows by itself."""
-    try:
-        return _plain(value)
-    except TypeError:
-        return json.loads(orjson.dumps(value, option=orjson.OPT_PASSTHROUGH_DATACLASS))
-
-
-def _refuse_non_finite(value: Any, path: Tuple[Any, ...] = ()) -> None:
-    if isinstance(value, float) and not math.isfinite(value):
-        where = "".join(f"[{key!r}]" for key in path[1:])
-        raise RequestError(f"{value} in payload{where} has no form in JSON")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _refuse_non_finite(item, (*path, key))
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _refuse_non_finite(item, (*path, index))

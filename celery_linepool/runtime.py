@@ -28,6 +28,7 @@ from celery._state import _task_stack
 
 from .child import Child
 from .children import Children
+from .encoding import encode_request
 from .engine import Engine
 from .errors import BootError
 from .guardian import Guardian
@@ -36,7 +37,6 @@ from .local import Local
 from .mailbox import Mailbox
 from .memory import tree_sizes
 from .monitor import Monitor
-from .protocol import encode_request
 from .recycle import Limits
 from .router import Router
 from .settings import PoolSettings

@@ -19,7 +19,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 import click
 from celery.exceptions import ImproperlyConfigured
 
-from .protocol import MAX_LINE
+from .messages import MAX_LINE
 
 PREFIX = "linepool_"
 #: Variables that a child gets with ``inherit_env = False``.

@@ -14,12 +14,13 @@ from typing import Any
 from localprocess import eventually
 
 from celery_linepool.children import Children
+from celery_linepool.encoding import encode_request
 from celery_linepool.engine import Engine
 from celery_linepool.errors import BootError
 from celery_linepool.guardian import Guardian
 from celery_linepool.job import Answer, Call, Job, Loss, Waiter
 from celery_linepool.memory import tree_sizes
-from celery_linepool.protocol import Reply, encode_request
+from celery_linepool.messages import Reply
 from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
 from celery_linepool.stderr import Drain

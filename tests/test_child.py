@@ -22,8 +22,9 @@ import pytest
 from localprocess import eventually
 
 from celery_linepool.child import Child, State
+from celery_linepool.encoding import encode_request
 from celery_linepool.errors import SpawnError
-from celery_linepool.protocol import Reply, Violation, encode_request
+from celery_linepool.messages import Reply, Violation
 from celery_linepool.settings import PoolSettings
 
 CHILDREN = Path(__file__).with_name("children")

@@ -118,8 +118,9 @@ def test_celery_is_imported_only_where_it_is_spoken_to() -> None:
 
 
 def test_the_wire_knows_nothing_but_bytes() -> None:
-    assert others("protocol") & NOT_FOR_THE_WIRE == set()
-    assert own_imports("protocol") == {"errors"}
+    for name in ("messages", "protocol", "encoding"):
+        assert others(name) & NOT_FOR_THE_WIRE == set()
+        assert own_imports(name) <= {"errors", "messages", "protocol"}
 
 
 @pytest.mark.parametrize("name", ["errors", "backoff", "timers", "protocol"])

@@ -13,6 +13,7 @@ from workers import close_app
 
 from celery_linepool.errors import Abandoned, ForeignError, RemoteProtocolError
 from celery_linepool.job import Cause, Loss
+from celery_linepool.messages import Reply, Status
 from celery_linepool.outcomes import (
     LOSSES,
     REPLIES,
@@ -20,7 +21,6 @@ from celery_linepool.outcomes import (
     foreign_error,
     settle,
 )
-from celery_linepool.protocol import Reply, Status
 from celery_linepool.tasks import ForeignTask, register
 
 

@@ -15,26 +15,27 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from celery_linepool.encoding import encode_request
 from celery_linepool.errors import (
     LocalProtocolError,
     RemoteProtocolError,
     RequestError,
 )
-from celery_linepool.protocol import (
+from celery_linepool.messages import (
     MAX_LINE,
-    MOVES,
     SHOWN,
-    Connection,
     Event,
-    Move,
+    Hello,
+    Noise,
+    Op,
     Reply,
-    State,
     Status,
+    Told,
     Violation,
-    encode_request,
     parse_reply,
     show,
 )
+from celery_linepool.protocol import MOVES, Connection, Handshake, Move, State
 
 # --- one table, three ways ------------------------------------------------------------
 
@@ -180,7 +181,7 @@ def test_however_it_is_split_the_events_are_the_same(
     found = [event for part in parts for event in in_parts.receive(part)]
     assert summary(found) == summary(expected)
     assert in_parts.state is at_once.state
-    assert in_parts.request_id == at_once.request_id
+    assert in_parts.requests == at_once.requests
     for one, other in zip(found, expected):
         if isinstance(one, Violation) and isinstance(other, Violation):
             # What was read so far when it broke, which may be less, never else.
@@ -223,7 +224,8 @@ def test_every_move_is_legal_or_raises(state: State, move: Move) -> None:
 def test_the_table_names_every_state() -> None:
     assert set(MOVES) == set(State)
     # Each can be reached, and each but the last can be left.
-    assert {s for moves in MOVES.values() for s in moves.values()} == set(State)
+    reached = {s for moves in MOVES.values() for s in moves.values()}
+    assert reached == set(State) - {State.STARTING}
     assert [state for state, moves in MOVES.items() if not moves] == [State.CLOSED]
 
 
@@ -231,10 +233,10 @@ def test_a_request_goes_only_to_a_child_that_is_idle() -> None:
     connection = asked()
     with pytest.raises(LocalProtocolError):
         connection.request("id-2")
-    assert connection.request_id == ASKED
+    assert list(connection.requests) == [ASKED]
     connection.receive(b'{"status":"ok"}\n')
     connection.request("id-2")
-    assert connection.request_id == "id-2"
+    assert list(connection.requests) == ["id-2"]
 
 
 def test_a_child_that_speaks_unasked_is_broken() -> None:
@@ -259,6 +261,224 @@ def test_the_end_of_stdout() -> None:
 
 def test_the_end_of_stdout_of_a_child_that_said_nothing() -> None:
     assert Connection().receive_eof() is None
+
+
+# --- hello ----------------------------------------------------------------------------
+
+HELLO = (
+    b'{"op":"hello","protocol":2,"language":"js","name":"app","tasks":["a","b"],'
+    b'"inflight":3,"features":["cancel","later"],"unknown":1}\n'
+)
+
+
+def greeted(inflight: int = 8, strict: bool = False) -> Connection:
+    """A connection to a child that said hello, and may have three requests."""
+    connection = Connection(handshake=Handshake.AUTO, inflight=inflight, strict=strict)
+    [hello] = connection.receive(HELLO)
+    assert isinstance(hello, Hello)
+    return connection
+
+
+def test_a_hello_says_what_a_child_can_do() -> None:
+    hello = greeted().hello
+    assert hello is not None
+    assert (hello.tasks, hello.inflight) == (("a", "b"), 3)
+    assert hello.features == {"cancel", "later"}
+    assert (hello.language, hello.name) == ("js", "app")
+
+
+def test_all_but_the_protocol_may_be_left_out() -> None:
+    connection = Connection(handshake=Handshake.REQUIRED)
+    [hello] = connection.receive(b'{"op":"hello","protocol":2}\n')
+    assert isinstance(hello, Hello)
+    assert (hello.tasks, hello.inflight, hello.features) == ((), 1, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"op":"hello"}', "protocol None, not 2"),
+        (b'{"op":"hello","protocol":3}', "protocol 3, not 2"),
+        (b'{"op":"hello","protocol":2,"inflight":0}', "inflight"),
+        (b'{"op":"hello","protocol":2,"inflight":true}', "inflight"),
+        (b'{"op":"hello","protocol":2,"tasks":"a"}', "tasks"),
+        (b'{"op":"hello","protocol":2,"features":[1]}', "features"),
+    ],
+)
+def test_a_hello_that_is_none(line: bytes, reason: str) -> None:
+    connection = Connection(handshake=Handshake.AUTO)
+    [event] = connection.receive(line + b"\n")
+    assert isinstance(event, Violation) and reason in event.reason
+    assert connection.state is State.BROKEN
+
+
+def test_a_hello_that_is_required_comes_before_any_request() -> None:
+    connection = Connection(handshake=Handshake.REQUIRED)
+    assert not connection.has_room
+    with pytest.raises(LocalProtocolError):
+        connection.request("1")
+    connection.receive(HELLO)
+    assert connection.has_room
+    connection.request("1")
+
+
+def test_a_hello_may_come_while_a_request_waits_for_it() -> None:
+    connection = Connection(handshake=Handshake.AUTO)
+    connection.request("1")
+    events = connection.receive(HELLO + b'{"id":"1","status":"ok"}\n')
+    assert [type(event) for event in events] == [Hello, Reply]
+
+
+@pytest.mark.parametrize("handshake", [Handshake.AUTO, Handshake.REQUIRED])
+def test_what_comes_before_a_hello_is_no_protocol(handshake: Handshake) -> None:
+    connection = Connection(handshake=handshake)
+    [event] = connection.receive(b"Booting ...\n" + HELLO)
+    assert isinstance(event, Violation)
+
+
+def test_there_is_one_hello_and_no_second() -> None:
+    assert greeted().receive(HELLO) == []  # an op that is unknown by now
+
+
+def test_without_a_handshake_a_hello_is_no_protocol() -> None:
+    connection = Connection(handshake=Handshake.NONE)
+    connection.request("1")
+    [event] = connection.receive(HELLO)
+    assert isinstance(event, Violation)
+
+
+def test_a_child_of_the_original_protocol_is_not_made_another_by_waiting() -> None:
+    connection = Connection(handshake=Handshake.AUTO)
+    connection.request("1")
+    [reply] = connection.receive(b'{"status":"ok"}\n')
+    assert isinstance(reply, Reply) and reply.id == "1"
+    [event] = connection.receive(HELLO)
+    assert isinstance(event, Violation) and "without being asked" in event.reason
+
+
+# --- several requests at once ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(("most", "inflight"), [(8, 3), (2, 2), (1, 1)])
+def test_a_child_gets_no_more_than_both_sides_allow(most: int, inflight: int) -> None:
+    connection = greeted(most)
+    for number in range(inflight):
+        assert connection.has_room
+        connection.request(str(number))
+    assert not connection.has_room
+    with pytest.raises(LocalProtocolError, match=f"inflight = {inflight}"):
+        connection.request("more")
+
+
+@given(st.permutations(["1", "2", "3"]))
+def test_replies_come_in_any_order(order: list[str]) -> None:
+    connection = greeted()
+    for id_ in ("1", "2", "3"):
+        connection.request(id_)
+    for left, id_ in zip((2, 1, 0), order):
+        [reply] = connection.receive(b'{"id":"%s","status":"ok"}\n' % id_.encode())
+        assert isinstance(reply, Reply) and reply.id == id_
+        assert connection.state is (State.BUSY if left else State.IDLE)
+        assert len(connection.requests) == left
+
+
+def test_an_id_is_in_flight_once() -> None:
+    connection = greeted()
+    connection.request("1")
+    with pytest.raises(LocalProtocolError, match="in flight"):
+        connection.request("1")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"id":"2","status":"ok"}', b'{"id":"1","status":"fine"}', b'{"id":1,"op":1}x'],
+)
+def test_a_reply_that_is_none_breaks_a_child_that_said_hello(line: bytes) -> None:
+    connection = greeted(strict=True)
+    connection.request("1")
+    [event] = connection.receive(line + b"\n")
+    assert isinstance(event, Violation)
+
+
+def test_only_a_child_that_said_hello_can_be_cancelled() -> None:
+    line = b'{"id":"1","status":"cancelled"}\n'
+    for connection, kind in ((greeted(), Reply), (asked_of_old("1"), Violation)):
+        if not connection.requests:
+            connection.request("1")
+        [event] = connection.receive(line)
+        assert isinstance(event, kind)
+
+
+def asked_of_old(id_: str) -> Connection:
+    connection = Connection()
+    connection.request(id_)
+    return connection
+
+
+# --- events and noise -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("op", list(Op))
+def test_an_event_of_a_request(op: Op) -> None:
+    connection = greeted()
+    connection.request("1")
+    [event] = connection.receive(b'{"op":"%s","id":"1","x":2}\n' % op.value.encode())
+    assert isinstance(event, Told)
+    assert (event.op, event.id, event.fields["x"]) == (op, "1", 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"op":"from the future"}',
+        b'{"op":7}',
+        b'{"op":"progress"}',
+        b'{"op":"publish","id":7}',
+        # Of a request that was replied to, or never made.
+        b'{"op":"progress","id":"0"}',
+        b'{"op":"log","id":"0"}',
+    ],
+)
+def test_an_event_that_means_nothing_is_ignored(line: bytes) -> None:
+    connection = greeted()
+    connection.request("1")
+    assert connection.receive(line + b"\n") == []
+    assert connection.state is State.BUSY
+
+
+def test_a_child_may_log_while_it_is_idle() -> None:
+    [event] = greeted().receive(b'{"op":"log","level":"info","message":"bored"}\n')
+    assert isinstance(event, Told) and event.op is Op.LOG
+
+
+@pytest.mark.parametrize(
+    "line", [b"debug: 7", b"", b"[1]", b'{"severity":"INFO"}', b"\xff\xfe"]
+)
+def test_noise_is_let_through_unless_it_is_forbidden(line: bytes) -> None:
+    connection = greeted()
+    connection.request("1")
+    [noise, reply] = connection.receive(line + b'\n{"id":"1","status":"ok"}\n')
+    assert isinstance(noise, Noise) and noise.line == line
+    assert isinstance(reply, Reply)
+
+    [event] = greeted(strict=True).receive(line + b"\n")
+    assert isinstance(event, Violation)
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(1, 10), max_size=12))
+def test_whatever_a_child_of_protocol_2_says_is_understood_or_a_violation(
+    data: bytes, cuts: list[int]
+) -> None:
+    """And is the same however it comes in pieces."""
+    whole, pieces = greeted(), greeted()
+    for connection in (whole, pieces):
+        connection.request("1")
+    expected = [type(event) for event in whole.receive(data)]
+    found = []
+    for cut in [*cuts, len(data)]:
+        part, data = data[:cut], data[cut:]
+        found += [type(event) for event in pieces.receive(part)]
+    assert found == expected
 
 
 # --- the length of a line -------------------------------------------------------------
@@ -349,7 +569,7 @@ def test_a_good_line(line: bytes, id_: str, status: Status) -> None:
 
 
 def test_every_status_has_a_good_line() -> None:
-    assert {status for _, _, status in GOOD} == set(Status)
+    assert {status for _, _, status in GOOD} == set(Status) - {Status.CANCELLED}
 
 
 #: (line, a part of the reason)

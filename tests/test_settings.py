@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
-from celery_linepool.protocol import MAX_LINE
+from celery_linepool.messages import MAX_LINE
 from celery_linepool.settings import CHECKS, PoolSettings, SettingError, read
 
 GOOD = {"command": ["ruby", "worker.rb"], "tasks": ["billing.*"]}

@@ -1,0 +1,239 @@
+"""What a child may say: the kinds of lines, and how each is read. Sans-IO.
+
+docs/protocol.md says the same in words.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from typing import Any, Dict, FrozenSet, List, Optional, Tuple, Union
+
+import orjson
+
+from .errors import RemoteProtocolError
+
+#: Longest line in bytes, either way. Large enough for any argument that should
+#: travel through a broker (RabbitMQ's own limit for a message is 16 MiB by default
+#: since 4.0), small enough that a child in a loop cannot eat the worker's memory.
+MAX_LINE = 16 * 1024 * 1024
+#: The highest protocol that is spoken here.
+PROTOCOL = 2
+#: Bytes of a bad line that an error shows.
+SHOWN = 200
+
+
+class Status(str, enum.Enum):
+    """How a child says that a task ended."""
+
+    OK = "ok"
+    ERROR = "error"
+    THROTTLED = "throttled"
+    RETRY = "retry"
+    REJECTED = "rejected"
+    IGNORED = "ignored"
+    #: It was cancelled. Only of a child that said hello.
+    CANCELLED = "cancelled"
+
+
+_STATUSES = {status.value: status for status in Status}
+_ORIGINAL_STATUSES = {n: s for n, s in _STATUSES.items() if s is not Status.CANCELLED}
+
+
+class Op(str, enum.Enum):
+    """What a child says of a request before it replies to it, or of itself."""
+
+    PROGRESS = "progress"
+    LOG = "log"
+    PUBLISH = "publish"
+    PONG = "pong"
+
+
+_OPS = {op.value: op for op in Op}
+#: Those that may be of no request.
+_OF_NONE = frozenset({Op.LOG, Op.PONG})
+
+
+class Hello:
+    """A child has booted, and says what it can do."""
+
+    __slots__ = ("tasks", "inflight", "features", "language", "name")
+
+    def __init__(
+        self,
+        tasks: Tuple[str, ...] = (),
+        inflight: int = 1,
+        features: FrozenSet[str] = frozenset(),
+        language: str = "",
+        name: str = "",
+    ) -> None:
+        self.tasks = tasks
+        self.inflight = inflight
+        self.features = features
+        self.language = language
+        self.name = name
+
+
+class Told:
+    """An event of a child, about one of its requests or about itself."""
+
+    __slots__ = ("op", "id", "fields")
+
+    def __init__(self, op: Op, id: Optional[str], fields: Dict[str, Any]):
+        self.op = op
+        self.id = id
+        self.fields = fields
+
+
+class Noise:
+    """A line that is not meant for us."""
+
+    __slots__ = ("line",)
+
+    def __init__(self, line: bytes):
+        self.line = line
+
+
+class Reply:
+    """One terminal line of a child, checked."""
+
+    __slots__ = ("id", "status", "fields")
+
+    def __init__(self, id: Optional[str], status: Status, fields: Dict[str, Any]):
+        self.id = id
+        self.status = status
+        self.fields = fields
+
+    def __repr__(self) -> str:
+        return f"<Reply {self.status.value} to {self.id}>"
+
+
+class Violation:
+    """A child broke the protocol: what was wrong, and what was read."""
+
+    __slots__ = ("reason", "read")
+
+    def __init__(self, reason: str, read: bytes = b""):
+        self.reason = reason
+        self.read = read
+
+    def __str__(self) -> str:
+        return f"{self.reason}; read {show(self.read)}" if self.read else self.reason
+
+
+Event = Union[Hello, Reply, Told, Noise, Violation]
+
+
+def show(line: bytes) -> str:
+    """Bytes as an error message may show them: escaped, and cut at `SHOWN`."""
+    cut = f" ... ({len(line)} bytes)" if len(line) > SHOWN else ""
+    return f"{line[:SHOWN]!r}{cut}"
+
+
+# orjson reads an integer beyond 64 bits as a float; the standard library keeps it.
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+
+
+def parse_reply(line: bytes) -> Reply:
+    """One line of the original protocol, without its newline, as a `Reply`.
+
+    Raises:
+        RemoteProtocolError: it is none; the message says why.
+    """
+    return reply_of(parse_object(line), False)
+
+
+def reply_of(fields: Dict[str, Any], greeted: bool) -> Reply:
+    """The fields of a line as a `Reply`; of a child that said hello, or did not.
+
+    Raises:
+        RemoteProtocolError: it is none; the message says why.
+    """
+    id_ = fields.get("id")
+    if id_ is not None and not isinstance(id_, str):
+        raise RemoteProtocolError("an id that is no string")
+    name = fields.get("status")
+    statuses = _STATUSES if greeted else _ORIGINAL_STATUSES
+    status = statuses.get(_text(name))
+    if status is None:
+        known = ", ".join(statuses)
+        raise RemoteProtocolError(f"a status that is none of {known}: {_short(name)}")
+    after = fields.get("retry_after_secs")
+    if after is not None and not _is_delay(after):
+        raise RemoteProtocolError("a retry_after_secs that is no number of seconds")
+    return Reply(id_, status, fields)
+
+
+def hello_of(fields: Dict[str, Any]) -> Hello:
+    """The fields of a hello.
+
+    Raises:
+        RemoteProtocolError: one of them is none of its kind.
+    """
+    if fields.get("protocol") != PROTOCOL:
+        raise RemoteProtocolError(
+            f"a hello for protocol {_short(fields.get('protocol'))}, not {PROTOCOL}"
+        )
+    inflight = fields.get("inflight", 1)
+    if isinstance(inflight, bool) or not isinstance(inflight, int) or inflight < 1:
+        raise RemoteProtocolError("a hello whose inflight is no number from 1 on")
+    return Hello(
+        tuple(_texts(fields, "tasks")),
+        inflight,
+        frozenset(_texts(fields, "features")),
+        _text(fields.get("language")),
+        _text(fields.get("name")),
+    )
+
+
+def told_of(fields: Dict[str, Any]) -> Optional[Told]:
+    """The fields of an event; None if it is one that we do not know."""
+    op, id_ = _OPS.get(_text(fields.get("op"))), fields.get("id")
+    if op is None or not (isinstance(id_, str) or (id_ is None and op in _OF_NONE)):
+        return None
+    return Told(op, id_, fields)
+
+
+def _texts(fields: Dict[str, Any], name: str) -> List[str]:
+    value = fields.get(name, [])
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise RemoteProtocolError(f"a hello whose {name} are no list of strings")
+    return value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def parse_object(line: bytes) -> Dict[str, Any]:
+    """One line as a JSON object.
+
+    Raises:
+        RemoteProtocolError: it is none.
+    """
+    try:
+        value = orjson.loads(line)
+        if _LONG_NUMBER.search(line):
+            value = json.loads(line)
+    except (ValueError, RecursionError) as exc:
+        raise RemoteProtocolError(f"a line that is no JSON ({exc})") from None
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("a line that is no JSON object")
+    return value
+
+
+def _short(value: Any) -> str:
+    try:
+        return f"{value!r:.80}"
+    except RecursionError:
+        return "something nested deeply"
+
+
+def _is_delay(value: Any) -> bool:
+    # Longer than ten years is a mistake of units, and overflows a timestamp.
+    return (
+        isinstance(value, (int, float))
+        and not isinstance(value, bool)
+        and 0 <= value < 10 * 365 * 86400
+    )
