@@ -1,0 +1,330 @@
+"""The helper for Node, over real pipes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+from sdk_driver import SDK, Child
+
+pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+
+WORKER = """
+import { spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import linepool, { run, task } from './linepool.mjs';
+
+const late = {};
+class Missing extends Error {}
+
+task('echo', (context, ...all) => all);
+task('size', async (context, text) => text.length);
+task('big', async (context, n) => 'x'.repeat(n));
+task('noisy', async () => {
+  console.log('printed');
+  process.stdout.write('written\\n');
+  fs.writeSync(1, 'raw\\n');
+  spawnSync('cat; echo from a subprocess', { shell: true, stdio: 'inherit' });
+});
+task('exit', async () => { try { process.exit(3); } finally { await sleep(1); } });
+task('exitLater', () => new Promise(() => { setTimeout(() => process.exit(3), 1); }));
+task('exitCaught', async () => { try { process.exit(3); } catch { return 'caught'; } });
+task('fail', async () => {
+  throw new Missing('no such row', { cause: new RangeError('below zero') });
+});
+task('throwLater', () => new Promise(() => {
+  setTimeout(() => { throw new TypeError('in a timer'); }, 1);
+}));
+task('forgotten', () => new Promise(() => {
+  (async () => { await sleep(1); throw new TypeError('not awaited'); })();
+}));
+task('throwText', async () => { throw 'text'; });
+task('throwNull', async () => { throw Object.create(null); });
+task('deep', function deep(context) { return deep(context) + 1; });
+task('odd', async () => 1n);
+task('end', (context, kind, ...args) => { throw new linepool[kind](...args); });
+task('about', async (t) => [t.id, t.name, t.retries, t.deadline]);
+task('report', async (t) => {
+  late.task = t;
+  t.progress({ done: 1 });
+  t.log('half way', 'warning');
+});
+task('late', () => { late.task.progress({ done: 2 }); });
+task('publish', (t, options) => t.publish('other', [1], { a: 2 }, options));
+task('wait', async (t) => {
+  t.progress({});
+  for (;;) { t.signal.throwIfAborted(); await sleep(5); }
+});
+task('sleepLong', async (t) => {
+  t.progress({});
+  await sleep(1e6, null, { signal: t.signal });
+});
+task('slow', async (t, ms) => { t.progress({}); await sleep(ms); return 'slept'; });
+let arrived = 0;
+let open;
+const all = new Promise((resolve) => { open = resolve; });
+task('meet', async () => {
+  arrived += 1;
+  if (arrived === 64) open();
+  await all;
+  return arrived;
+});
+setInterval(() => {}, 1000);
+
+run({ inflight: 64 });
+"""
+
+Start = Callable[..., Child]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    children: List[Child] = []
+    (tmp_path / "worker.mjs").write_text(WORKER)
+    for name in ("linepool.cjs", "linepool.mjs"):
+        shutil.copy(SDK / name, tmp_path)
+
+    def start_one(**options: Any) -> Child:
+        children.append(Child(["node", str(tmp_path / "worker.mjs")], **options))
+        return children[-1]
+
+    yield start_one
+    for child in children:
+        child.close()
+
+
+@pytest.fixture
+def child(start: Start) -> Child:
+    return start()
+
+
+def test_hello(child: Child) -> None:
+    assert child.hello
+    assert child.hello["op"] == "hello"
+    assert child.hello["protocol"] == 2
+    assert child.hello["language"] == "node"
+    assert child.hello["inflight"] == 64
+    assert "echo" in child.hello["tasks"]
+    assert sorted(child.hello["features"]) == ["cancel", "ping", "stop"]
+
+
+def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
+    child = start(protocol=1)
+    assert child.ask("report") == {"status": "ok"}
+    assert child.ask("publish")["status"] == "error"
+    code, rest, stderr = child.end()
+    assert (code, rest) == (0, b"")
+    assert "half way" in stderr
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, [], 2**53, 1.5, None, "\u2028\u2029\u0085", "\U0001f600", "a\nb", {"a": []}],
+)
+def test_values_come_back_as_they_were(child: Child, value: Any) -> None:
+    reply = child.ask("echo", value, key=value)
+    assert reply == {"status": "ok", "result": [value, {"key": value}]}
+
+
+@pytest.mark.parametrize("id", ["\u2028", '"', "\\", "é", "\U0001f600"])
+def test_any_id(child: Child, id: str) -> None:
+    assert child.ask("echo", id=id)["status"] == "ok"
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_long_lines(start: Start, channel: str) -> None:
+    child = start(channel=channel)
+    assert child.ask("size", "é" * 1_000_000)["result"] == 1_000_000
+    child.request("big", 1_000_000)
+    child.input.close()
+    assert child.read()["result"] == "x" * 1_000_000
+    assert child.end()[:2] == (0, b"")
+
+
+def test_a_reply_over_the_limit_is_an_error(start: Start) -> None:
+    child = start(LINEPOOL_MAX_LINE="10000")
+    error = child.ask("big", 10_000)
+    assert error["status"] == "error" and "10000" in error["message"]
+    assert child.ask("big", 9_000)["status"] == "ok"
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_what_is_printed_is_no_line(start: Start, channel: str) -> None:
+    child = start(channel=channel)
+    assert child.ask("noisy")["status"] == "ok"
+    assert child.ask("echo")["status"] == "ok"
+    code, rest, stderr = child.end()
+    assert (code, rest) == (0, b"")
+    if channel == "stdio":
+        said = {"printed", "written", "raw", "from a subprocess"}
+        assert said <= set(stderr.split("\n"))
+
+
+def test_an_error_has_its_cause(child: Child) -> None:
+    error = child.ask("fail")
+    assert (error["status"], error["type"]) == ("error", "Missing")
+    assert error["message"] == "no such row"
+    assert "caused by RangeError: below zero" in error["backtrace"]
+    assert any("worker.mjs" in line for line in error["backtrace"])
+    assert not any("linepool.cjs" in line for line in error["backtrace"])
+
+
+@pytest.mark.parametrize(
+    "task, type",
+    [
+        ("exit", "Exit"),
+        ("exitLater", "Exit"),
+        ("exitCaught", "Exit"),
+        ("throwLater", "TypeError"),
+        ("forgotten", "TypeError"),
+        ("throwText", "Error"),
+        ("throwNull", "Error"),
+        ("deep", "RangeError"),
+        ("odd", "TypeError"),
+        ("nope", "ReferenceError"),
+    ],
+)
+def test_an_error_ends_its_task_only(child: Child, task: str, type: str) -> None:
+    child.request("slow", 100, id="another")
+    child.read()
+    error = child.ask(task)
+    assert (error["status"], error["type"]) == ("error", type)
+    assert child.read() == {"id": "another", "status": "ok", "result": "slept"}
+    assert child.ask("echo")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "args, reply",
+    [
+        (["Retry", "m"], {"status": "retry", "message": "m"}),
+        (
+            ["Retry", "m", {"after": 5}],
+            {"status": "retry", "message": "m", "retry_after_secs": 5},
+        ),
+        (["Throttle", 7], {"status": "throttled", "retry_after_secs": 7}),
+        (["Reject", {"requeue": True}], {"status": "rejected", "requeue": True}),
+        (["Ignore"], {"status": "ignored"}),
+    ],
+)
+def test_other_outcomes(child: Child, args: List[Any], reply: Any) -> None:
+    assert child.ask("end", *args) == reply
+
+
+def test_context(child: Child) -> None:
+    reply = child.ask("about", id="x", meta={"retries": 2, "deadline": 7.5})
+    assert reply["result"] == ["x", "about", 2, 7.5]
+
+
+def test_events_come_before_the_reply_only(child: Child) -> None:
+    child.request("report")
+    progress = {"op": "progress", "id": "an-id", "meta": {"done": 1}}
+    log = {"op": "log", "id": "an-id", "level": "warning", "message": "half way"}
+    assert [child.read(), child.read()] == [progress, log]
+    assert child.read()["status"] == "ok"
+    assert child.ask("late", id="another")["status"] == "ok"
+
+
+@pytest.mark.parametrize("options", [{}, {"onSuccess": True, "queue": "q"}])
+def test_publish(child: Child, options: Any) -> None:
+    child.request("publish", **options)
+    event = child.read()
+    assert event.pop("op") == "publish" and event.pop("id") == "an-id"
+    seq = event.pop("seq")
+    when = "success" if options else "now"
+    options = {"queue": "q"} if options else {}
+    expected = {"task": "other", "args": [1], "kwargs": {"a": 2}}
+    assert event == {**expected, "options": options, "when": when}
+    child.send({"op": "answer", "id": "an-id", "seq": seq, "task_id": "new"})
+    assert child.read() == {"id": "an-id", "status": "ok", "result": "new"}
+
+
+def test_publish_that_fails(child: Child) -> None:
+    child.request("publish")
+    seq = child.read()["seq"]
+    child.send({"op": "answer", "id": "an-id", "seq": seq, "error": "no broker"})
+    assert "no broker" in child.read()["message"]
+    child.request("publish")
+    child.read()
+    child.input.close()
+    assert child.read()["status"] == "error"
+    assert child.end()[:2] == (0, b"")
+
+
+@pytest.mark.parametrize("task", ["wait", "sleepLong"])
+def test_cancel(child: Child, task: str) -> None:
+    child.send({"op": "cancel", "id": "unknown", "reason": "revoked"})
+    child.request(task)
+    child.read()
+    child.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert child.read() == {"id": "an-id", "status": "cancelled"}
+
+
+def test_ping_during_a_task(child: Child) -> None:
+    child.request("wait")
+    child.read()
+    child.send({"op": "ping", "seq": 4})
+    assert child.read() == {"op": "pong", "seq": 4}
+    for op in ("unknown", "constructor"):
+        child.send({"op": op})
+    child.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert child.read()["status"] == "cancelled"
+
+
+def test_tasks_run_at_once(child: Child) -> None:
+    ids = {str(n) for n in range(64)}
+    for id in ids:
+        child.request("meet", id=id)
+    replies = [child.read() for _ in ids]
+    assert {reply["id"] for reply in replies} == ids
+    assert {reply["result"] for reply in replies} == {64}
+
+
+def test_ends_with_its_channel_while_idle(child: Child) -> None:
+    assert child.end() == (0, b"", "")
+
+
+def test_sigterm_while_idle(child: Child) -> None:
+    child.signal(signal.SIGTERM)
+    assert child.end(eof=False) == (0, b"", "")
+
+
+@pytest.mark.parametrize("how", ["term", "stop", "eof"])
+def test_finishes_what_it_has_begun(child: Child, how: str) -> None:
+    child.request("slow", 200)
+    child.read()
+    if how == "term":
+        child.signal(signal.SIGTERM)
+    elif how == "stop":
+        child.send({"op": "stop"})
+    else:
+        child.input.close()
+    assert child.read() == {"id": "an-id", "status": "ok", "result": "slept"}
+    assert child.end(eof=False) == (0, b"", "")
+
+
+def test_answers_are_heard_after_sigterm(child: Child) -> None:
+    child.request("publish")
+    seq = child.read()["seq"]
+    child.signal(signal.SIGTERM)
+    child.send({"op": "answer", "id": "an-id", "seq": seq, "task_id": "new"})
+    assert child.read()["result"] == "new"
+    assert child.end(eof=False) == (0, b"", "")
+
+
+def test_sigint_is_ignored(child: Child) -> None:
+    child.signal(signal.SIGINT)
+    assert child.ask("echo")["status"] == "ok"
+
+
+def test_the_example(tmp_path: Path) -> None:
+    for name in ("linepool.cjs", "linepool.mjs", "example/worker.mjs"):
+        shutil.copy(SDK / name, tmp_path)
+    child = Child(["node", str(tmp_path / "worker.mjs")])
+    assert child.ask("example.add", 1.25, 1, digits=1)["result"] in (2.2, 2.3)
+    assert child.ask("example.add", 1, 2)["result"] == 3
+    assert child.end() == (0, b"", "")
+    child.close()
