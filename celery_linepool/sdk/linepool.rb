@@ -83,7 +83,7 @@ module Linepool
     end
 
     def check # in loops that take long
-      raise Cancelled, cancel_reason if cancelled?
+      raise Cancelled if cancelled?
     end
 
     def progress(**meta)
@@ -264,7 +264,6 @@ module Linepool
   private_constant :Rails, :Child
 
   @handlers = {}
-
   class << self
     def task(name, callable = nil, &block)
       @handlers[name] = callable || Job.send(:define_method, "task #{name}", &block)
@@ -281,8 +280,7 @@ module Linepool
     end
 
     def error(exc) # :nodoc:
-      { status: "error", type: exc.class.to_s, message: utf8(exc.message),
-        backtrace: trace(exc) }
+      { status: "error", type: exc.class.to_s, message: utf8(exc.message), backtrace: trace(exc) }
     end
 
     def utf8(text) # :nodoc:
@@ -293,10 +291,9 @@ module Linepool
 
     def trace(exc) # :nodoc:
       frames = (exc.backtrace || []).reject { |frame| frame.start_with?(__FILE__) }
-      lines = frames.first(100).map { |frame| utf8(frame) }
-      return lines unless (cause = exc.cause)
-
-      lines + ["caused by #{cause.class}: #{utf8(cause.message)}"] + trace(cause)
+      cause = exc.cause
+      causes = cause ? ["caused by #{cause.class}: #{utf8(cause.message)}", *trace(cause)] : []
+      frames.first(100).map { |frame| utf8(frame) } + causes
     end
   end
 end

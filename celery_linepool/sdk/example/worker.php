@@ -1,0 +1,8 @@
+<?php
+require __DIR__ . '/linepool.php'; // first: from here on stdout is stderr
+
+$child = new Linepool\Child();
+
+$child->task('example.add', fn (float $a, float $b, int $digits = 2) => round($a + $b, $digits));
+
+$child->run();

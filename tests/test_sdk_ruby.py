@@ -1,0 +1,413 @@
+"""The helper for Ruby, over real pipes."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any, Callable, Iterator, List
+
+import pytest
+from sdk_driver import SDK, Child
+
+pytestmark = pytest.mark.skipif(not shutil.which("ruby"), reason="needs ruby")
+
+WORKER = r"""
+require_relative "linepool"
+require "timeout"
+
+LATE = {}
+BARRIER = Queue.new
+
+class Missing < StandardError; end
+
+Linepool.task("echo") { |*args, **kwargs| [args, kwargs] }
+Linepool.task("size") { |text| return text.size }
+Linepool.task("big") { |n| "x" * n }
+Linepool.task("noisy") do
+  puts "printed"
+  STDOUT.write("written\n")
+  IO.for_fd(1, autoclose: false).syswrite("raw\n")
+  system("cat; echo from a subprocess")
+end
+Linepool.task("exit") { exit 3 }
+Linepool.task("abort") { abort "farewell" }
+Linepool.task("interrupt") { raise Interrupt }
+Linepool.task("throw") { throw :nowhere }
+Linepool.task("kill") { Thread.current.kill }
+Linepool.task("fail") do
+  Integer("x")
+rescue ArgumentError
+  raise Missing, "no such row"
+end
+Linepool.task("bytes") { raise "caf\xE9 \xF0".b }
+Linepool.task("deep") { deep = ->(n) { deep.call(n) + 1 }; deep.call(0) }
+Linepool.task("nan") { Float::NAN }
+Linepool.task("cycle") { [].tap { |list| list << list } }
+Linepool.task("end") { |kind, *args, **options|
+  raise Linepool.const_get(kind).new(*args, **options.transform_keys(&:to_sym))
+}
+Linepool.task("about") { [id, name, retries, deadline&.to_f, Linepool.job.equal?(self)] }
+Linepool.task("report") do
+  LATE[:job] = self
+  progress(done: 1)
+  log("half way", level: :warning)
+end
+Linepool.task("late") { LATE[:job].progress(done: 2) }
+Linepool.task("publish") { |**o|
+  publish("other", args: [1], kwargs: { a: 2 }, **o.transform_keys(&:to_sym))
+}
+Linepool.task("wait") do
+  progress
+  loop { check; sleep 0.005 }
+end
+Linepool.task("slow") { |seconds| progress; sleep seconds; "slept" }
+Linepool.task("meet") { BARRIER << 1; Thread.pass until BARRIER.size >= 4 }
+Linepool.task("torn") do
+  200.times do
+    Timeout.timeout(0.002) { loop { log("x" * 60_000) } }
+  rescue Timeout::Error
+    nil
+  end
+end
+Linepool.task("fork") { fork { exit 4 }.then { |pid| Process.wait(pid) && $?.exitstatus } }
+Linepool.task("fork without a block") do
+  pid = fork or next "only the parent may reply"
+  Process.wait(pid)
+end
+Linepool.task("method", ->(a, b: 2) { [a, b, Linepool.job.name] })
+
+Linepool.run(inflight: 4)
+"""
+
+PRINTED = ["printed", "written", "raw", "from a subprocess"]
+
+Start = Callable[..., Child]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    children: List[Child] = []
+    (tmp_path / "worker.rb").write_text(WORKER)
+    shutil.copy(SDK / "linepool.rb", tmp_path)
+
+    def start_one(**options: Any) -> Child:
+        children.append(Child(["ruby", str(tmp_path / "worker.rb")], **options))
+        return children[-1]
+
+    yield start_one
+    for child in children:
+        child.close()
+
+
+@pytest.fixture
+def child(start: Start) -> Child:
+    return start()
+
+
+def test_hello(child: Child) -> None:
+    assert child.hello
+    assert child.hello["op"] == "hello"
+    assert child.hello["protocol"] == 2
+    assert child.hello["language"] == "ruby"
+    assert child.hello["inflight"] == 4
+    assert "echo" in child.hello["tasks"]
+    assert sorted(child.hello["features"]) == ["cancel", "ping", "stop"]
+
+
+def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
+    child = start(protocol=1)
+    assert child.ask("report") == {"status": "ok", "result": None}
+    assert child.ask("publish")["status"] == "error"
+    code, rest, stderr = child.end()
+    assert (code, rest) == (0, b"")
+    assert "half way" in stderr
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{}, [], 2**80, 1.0, None, "\u2028\u2029\u0085", "\U0001f600", "a\nb", {"a": []}],
+)
+def test_values_come_back_as_they_were(child: Child, value: Any) -> None:
+    reply = child.ask("echo", value, key=value)
+    assert reply == {"status": "ok", "result": [[value], {"key": value}]}
+
+
+@pytest.mark.parametrize("id", ["\u2028", '"', "\\", "é", "\U0001f600"])
+def test_any_id(child: Child, id: str) -> None:
+    assert child.ask("echo", id=id)["status"] == "ok"
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_long_lines(start: Start, channel: str) -> None:
+    child = start(channel=channel)
+    assert child.ask("size", "é" * 1_000_000)["result"] == 1_000_000
+    child.request("big", 1_000_000)
+    child.input.close()
+    assert child.read()["result"] == "x" * 1_000_000
+    assert child.end()[:2] == (0, b"")
+
+
+def test_a_reply_over_the_limit_is_an_error(start: Start) -> None:
+    child = start(LINEPOOL_MAX_LINE="10000")
+    error = child.ask("big", 10_000)
+    assert error["status"] == "error" and "10000" in error["message"]
+    assert child.ask("big", 9_000)["status"] == "ok"
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_what_is_printed_is_no_line(start: Start, channel: str) -> None:
+    child = start(channel=channel)
+    assert child.ask("noisy")["status"] == "ok"
+    assert child.ask("echo")["status"] == "ok"
+    code, rest, stderr = child.end()
+    assert (code, rest) == (0, b"")
+    if channel == "stdio":
+        assert set(PRINTED) <= set(stderr.split("\n"))
+
+
+def test_an_error_has_its_cause(child: Child) -> None:
+    error = child.ask("fail")
+    assert (error["status"], error["type"]) == ("error", "Missing")
+    assert error["message"] == "no such row"
+    cause = 'caused by ArgumentError: invalid value for Integer(): "x"'
+    assert cause in error["backtrace"]
+    assert any("worker.rb" in line for line in error["backtrace"])
+    assert not any("linepool.rb" in line for line in error["backtrace"])
+
+
+@pytest.mark.parametrize(
+    "task, args, type",
+    [
+        ("exit", [], "SystemExit"),
+        ("abort", [], "SystemExit"),
+        ("interrupt", [], "Interrupt"),
+        ("throw", [], "UncaughtThrowError"),
+        ("deep", [], "SystemStackError"),
+        ("nan", [], "JSON::GeneratorError"),
+        ("cycle", [], "SystemStackError"),
+        ("nope", [], "KeyError"),
+        ("size", [], "ArgumentError"),
+    ],
+)
+def test_an_error_ends_its_task_only(
+    child: Child, task: str, args: List[Any], type: str
+) -> None:
+    error = child.ask(task, *args)
+    assert (error["status"], error["type"]) == ("error", type)
+    assert child.ask("echo")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "kind, options, reply",
+    [
+        ("Retry", {}, {"status": "retry"}),
+        ("Retry", {"after": 5}, {"status": "retry", "retry_after_secs": 5}),
+        ("Throttle", {"after": 7}, {"status": "throttled", "retry_after_secs": 7}),
+        ("Throttle", {}, {"status": "throttled"}),
+        ("Reject", {}, {"status": "rejected"}),
+        ("Reject", {"requeue": True}, {"status": "rejected", "requeue": True}),
+        ("Ignore", {}, {"status": "ignored"}),
+    ],
+)
+def test_other_outcomes(child: Child, kind: str, options: Any, reply: Any) -> None:
+    assert child.ask("end", kind, **options) == reply
+
+
+def test_a_retry_has_a_message(child: Child) -> None:
+    assert child.ask("end", "Retry", "m") == {"status": "retry", "message": "m"}
+
+
+def test_context(child: Child) -> None:
+    reply = child.ask("about", id="x", meta={"retries": 2, "deadline": 7.5})
+    assert reply["result"] == ["x", "about", 2, 7.5, True]
+
+
+def test_events_come_before_the_reply_only(child: Child) -> None:
+    child.request("report")
+    progress = {"op": "progress", "id": "an-id", "meta": {"done": 1}}
+    log = {"op": "log", "id": "an-id", "level": "warning", "message": "half way"}
+    assert [child.read(), child.read()] == [progress, log]
+    assert child.read()["status"] == "ok"
+    assert child.ask("late", id="another")["status"] == "ok"
+
+
+@pytest.mark.parametrize("options", [{}, {"on_success": True, "queue": "q"}])
+def test_publish(child: Child, options: Any) -> None:
+    child.request("publish", **options)
+    event = child.read()
+    assert event.pop("op") == "publish" and event.pop("id") == "an-id"
+    seq = event.pop("seq")
+    when = "success" if options else "now"
+    options = {"queue": "q"} if options else {}
+    expected = {"task": "other", "args": [1], "kwargs": {"a": 2}}
+    assert event == {**expected, "options": options, "when": when}
+    child.send({"op": "answer", "id": "an-id", "seq": seq, "task_id": "new"})
+    assert child.read() == {"id": "an-id", "status": "ok", "result": "new"}
+
+
+def test_publish_that_fails(child: Child) -> None:
+    child.request("publish")
+    seq = child.read()["seq"]
+    child.send({"op": "answer", "id": "an-id", "seq": seq, "error": "no broker"})
+    assert "no broker" in child.read()["message"]
+    child.request("publish")
+    child.read()
+    child.input.close()
+    assert child.read()["status"] == "error"
+    assert child.end()[:2] == (0, b"")
+
+
+def test_cancel(child: Child) -> None:
+    child.send({"op": "cancel", "id": "unknown", "reason": "revoked"})
+    child.request("wait")
+    child.read()
+    child.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert child.read() == {"id": "an-id", "status": "cancelled"}
+
+
+def test_ping_during_a_task(child: Child) -> None:
+    child.request("wait")
+    child.read()
+    child.send({"op": "ping", "seq": 4})
+    assert child.read() == {"op": "pong", "seq": 4}
+    child.send({"op": "unknown"})
+    child.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert child.read()["status"] == "cancelled"
+
+
+def test_tasks_run_at_once(child: Child) -> None:
+    for n in range(4):
+        child.request("meet", id=str(n))
+    assert {child.read()["id"] for _ in range(4)} == {"0", "1", "2", "3"}
+
+
+def test_ends_with_its_channel_while_idle(child: Child) -> None:
+    assert child.end() == (0, b"", "")
+
+
+def test_sigterm_while_idle(child: Child) -> None:
+    child.signal(signal.SIGTERM)
+    assert child.end(eof=False) == (0, b"", "")
+
+
+@pytest.mark.parametrize("how", ["term", "stop", "eof"])
+def test_finishes_what_it_has_begun(child: Child, how: str) -> None:
+    child.request("slow", 0.2)
+    child.read()
+    if how == "term":
+        child.signal(signal.SIGTERM)
+    elif how == "stop":
+        child.send({"op": "stop"})
+    else:
+        child.input.close()
+    assert child.read() == {"id": "an-id", "status": "ok", "result": "slept"}
+    assert child.end(eof=False) == (0, b"", "")
+
+
+def test_answers_are_heard_after_sigterm(child: Child) -> None:
+    child.request("publish")
+    seq = child.read()["seq"]
+    child.signal(signal.SIGTERM)
+    child.send({"op": "answer", "id": "an-id", "seq": seq, "task_id": "new"})
+    assert child.read()["result"] == "new"
+    assert child.end(eof=False) == (0, b"", "")
+
+
+def test_sigint_is_ignored(child: Child) -> None:
+    child.signal(signal.SIGINT)
+    assert child.ask("echo")["status"] == "ok"
+    child.request("slow", 0.1)
+    child.read()
+    child.signal(signal.SIGINT)
+    assert child.read()["result"] == "slept"
+
+
+def test_bytes_that_are_no_text(child: Child) -> None:
+    assert child.ask("bytes")["message"] == "caf\ufffd \ufffd"
+
+
+def test_a_task_that_kills_its_thread_is_replied_to(child: Child) -> None:
+    assert child.ask("kill")["status"] == "error"
+
+
+def test_a_timeout_tears_no_line(child: Child) -> None:
+    child.request("torn")
+    lines = iter(child.read, {"id": "an-id", "status": "ok", "result": 200})
+    assert {line["message"] for line in lines} == {"x" * 60_000}
+
+
+def test_a_fork_does_not_reply(child: Child) -> None:
+    assert child.ask("fork")["result"] == 4
+    assert child.ask("fork without a block")["status"] == "ok"
+    assert child.end()[1] == b""
+
+
+def test_what_can_be_called(child: Child) -> None:
+    assert child.ask("method", 1)["result"] == [1, 2, "method"]
+
+
+RAILS = """
+require_relative "linepool"
+require "action_controller/railtie"
+require "active_record/railtie"
+
+class Shop < Rails::Application
+  config.load_defaults 6.1
+  config.root = __dir__
+  config.eager_load = false
+  config.cache_classes = true
+  config.logger = Logger.new(File::NULL)
+end
+
+ENV["DATABASE_URL"] = "sqlite3::memory:"
+Rails.application.initialize!
+Rails.application.reloader.to_run { warn "wrapped" }
+
+Linepool.task("count") do
+  Rails.logger.info("logged")
+  ActiveRecord::Base.connection.select_value("select 2")
+end
+Linepool.task("busy") { ActiveRecord::Base.connection_pool.stat[:busy] }
+Linepool.task("date") { { at: Date.new(2026, 11, 21), "wait" => 5.minutes } }
+Linepool.task("retry") { raise Linepool::Retry.new(after: 5.minutes) }
+Linepool.run
+"""
+
+
+def has_rails() -> bool:
+    try:
+        run = ["ruby", "-e", "require 'rails'; require 'sqlite3'"]
+        return subprocess.run(run, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_rails(), reason="needs Rails")
+def test_rails(tmp_path: Path) -> None:
+    shutil.copy(SDK / "linepool.rb", tmp_path)
+    (tmp_path / "app" / "models").mkdir(parents=True)
+    (tmp_path / "app" / "models" / "bill.rb").write_text("class Bill; warn 'read'; end")
+    (tmp_path / "worker.rb").write_text(RAILS)
+    child = Child(["ruby", str(tmp_path / "worker.rb")])
+    try:
+        assert child.ask("count") == {"status": "ok", "result": 2}
+        assert child.ask("busy")["result"] == 0
+        assert child.ask("date")["result"] == {"at": "2026-11-21", "wait": "300"}
+        assert child.ask("retry")["retry_after_secs"] == 300
+        code, rest, stderr = child.end()
+        assert (code, rest) == (0, b"")
+        assert stderr.count("wrapped") == 4
+        assert "logged" in stderr and stderr.startswith("read")
+    finally:
+        child.close()
+
+
+def test_the_example(tmp_path: Path) -> None:
+    shutil.copy(SDK / "linepool.rb", tmp_path)
+    shutil.copy(SDK / "example" / "worker.rb", tmp_path)
+    child = Child(["ruby", str(tmp_path / "worker.rb")])
+    assert child.ask("example.add", 1.25, 1, round_to=1)["result"] == 2.2
+    assert child.end() == (0, b"", "")
+    child.close()
