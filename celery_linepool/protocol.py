@@ -127,6 +127,8 @@ class Connection:
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self.state = State.IDLE
         self.request_id: Optional[str] = None
+        #: It has replied with an id: then a reply without one is not its own.
+        self._says_ids = False
         self._max_line = max_line
         self._buffer = bytearray()
         self._searched = 0
@@ -194,8 +196,11 @@ class Connection:
             reply = parse_reply(line)
         except RemoteProtocolError as exc:
             return self._violate(str(exc), line)
+        if reply.id is None and self._says_ids:
+            return self._violate("a reply without the id that it used to have", line)
         if reply.id is not None and reply.id != self.request_id:
             return self._violate("a reply to another id than the one asked", line)
+        self._says_ids = reply.id is not None
         self.move(Move.REPLY)
         self.request_id = None
         return reply
@@ -286,6 +291,9 @@ def encode_request(
             _refuse_non_finite(request)
         except RecursionError:
             raise RequestError("the task cannot be written as JSON: too deep") from None
+    for raw, escaped in _LINE_ENDS:
+        if raw in line:
+            line = line.replace(raw, escaped)
     if len(line) > max_line + 1:
         raise RequestError(
             f"a request of {len(line)} bytes is longer than "
@@ -294,6 +302,13 @@ def encode_request(
     return line
 
 
+#: Where Unicode ends a line and the protocol does not. Many a library for reading lines
+#: does, Node's readline and Python's splitlines among them; so they are escaped.
+_LINE_ENDS = (
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+    ("\u0085".encode(), rb"\u0085"),
+)
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATACLASS
 
 

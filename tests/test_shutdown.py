@@ -94,6 +94,17 @@ def test_children_that_do_not_stop_are_made_to(start_worker):
     assert alive(family) == []
 
 
+def test_what_a_polite_child_leaves_is_ended_too(start_worker):
+    child = ["sh", "-c", f"sleep 600 & exec ruby {CHILDREN / 'echo.rb'}"]
+    worker = start_worker(command=child, args=("-c", "1"))
+    worker.call("any")
+    family = worker.children()
+    assert len(worker.children("sleep 600")) == 1
+
+    assert worker.stop() == 0
+    assert eventually(lambda: not alive(family))
+
+
 def test_children_that_stop_are_not_forced(start_worker):
     worker = start_worker(command=GATED, args=("-c", "2"))
     worker.call("gate", None, None)
