@@ -17,7 +17,7 @@ import signal
 import subprocess
 import termios
 import time
-from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple
+from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple, Union
 
 from .errors import SpawnError
 from .messages import Event
@@ -60,7 +60,7 @@ class Child:
         self.leftover: Optional[bytes] = None
         self._pool = settings.name
         self._killed = False
-        self._unsent = b""
+        self._unsent: Union[bytes, memoryview] = b""
         self._sent_line = 0
         self._process = self._spawn(settings, env)
         self.pid = self._process.pid
@@ -158,7 +158,8 @@ class Child:
     def send(self, request_id: str, line: bytes) -> bool:
         """Begin to write a request; False while part of it waits for `flush`."""
         self.connection.request(request_id)
-        self._unsent = line
+        # A view: what a slow reader takes piece by piece is not copied each time.
+        self._unsent = memoryview(line)
         self._sent_line = len(line)
         return self.flush()
 
@@ -176,6 +177,8 @@ class Child:
             except BrokenPipeError:
                 break
             self._unsent = self._unsent[written:]
+        else:
+            self._unsent = b""
         return True
 
     def untouched(self) -> bool:

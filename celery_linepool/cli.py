@@ -11,6 +11,7 @@ from typing import Any, Optional
 import click
 from celery.bin.control import control as control_command
 from celery.bin.worker import WorkersPool
+from celery.concurrency.base import BasePool
 from kombu.utils.imports import symbol_by_name
 
 # For "celery control", which knows only the commands that are imported.
@@ -36,9 +37,12 @@ def _widen() -> None:
         if not isinstance(name, str) or ":" not in name:
             return stock(self, value, param, ctx)
         try:
-            return symbol_by_name(name)  # type: ignore[no-untyped-call]
+            pool = symbol_by_name(name)  # type: ignore[no-untyped-call]
         except Exception as exc:
             self.fail(f"cannot import the pool {name!r}: {exc}", param, ctx)
+        if not isinstance(pool, type) or not issubclass(pool, BasePool):
+            self.fail(f"{name!r} is no Celery pool", param, ctx)
+        return pool
 
     convert.by_linepool = True  # type: ignore[attr-defined]
     WorkersPool.convert = convert

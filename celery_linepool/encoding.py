@@ -35,6 +35,9 @@ def encode_request(
             _refuse_non_finite(request)
         except RecursionError:
             raise RequestError("the task cannot be written as JSON: too deep") from None
+    for raw, escaped in _LINE_ENDS:
+        if raw in line:
+            line = line.replace(raw, escaped)
     if len(line) > max_line + 1:
         raise RequestError(
             f"a request of {len(line)} bytes is longer than "
@@ -48,6 +51,13 @@ def encode_op(op: str, fields: Dict[str, Any]) -> bytes:
     return orjson.dumps({"op": op, **fields}, option=_OPTIONS)
 
 
+#: Where Unicode ends a line and the protocol does not. Many a library for reading lines
+#: does, Node's readline and Python's splitlines among them; so they are escaped.
+_LINE_ENDS = (
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+    ("\u0085".encode(), rb"\u0085"),
+)
 _OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_PASSTHROUGH_DATACLASS
 
 

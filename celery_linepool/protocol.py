@@ -115,6 +115,8 @@ class Connection:
         #: Ids of requests that it has not replied to, the oldest first.
         self.requests: Dict[str, None] = {}
         self._may_greet = handshake is not Handshake.NONE
+        #: It has replied with an id: then a reply without one is not its own.
+        self._says_ids = False
         self._max_line = max_line
         self._most = inflight
         self._strict = strict
@@ -245,6 +247,9 @@ class Connection:
         if not self.requests:
             raise RemoteProtocolError("it spoke without being asked")
         reply = reply_of(fields, self.hello is not None)
+        if reply.id is None and self._says_ids:
+            raise RemoteProtocolError("a reply without the id that it used to have")
+        self._says_ids = reply.id is not None
         if reply.id is None:
             reply.id = next(iter(self.requests))  # of the original protocol: the one
         if reply.id not in self.requests:

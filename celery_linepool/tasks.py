@@ -41,6 +41,8 @@ class ForeignTask(Task):  # type: ignore[misc]
     """
 
     abstract = True
+    #: What a child rejects is no error that ``autoretry_for`` may retry.
+    dont_autoretry_for = (Reject,)
     #: The pool that serves it; None for the one whose settings name it.
     pool: Optional[str] = None
 

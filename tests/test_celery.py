@@ -178,12 +178,13 @@ def test_values_and_errors_come_back(start_worker, broker):
     assert worker.stop() == 0
 
 
-def test_nothing_is_stored_of_ignored_results(start_worker):
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_nothing_is_stored_of_ignored_results(start_worker, broker):
     stub = """
         @app.task(base=ForeignTask, name="stub.add", ignore_result=True)
         def add(x, y): ...
     """
-    worker = start_worker(command=CHILD, tasks=source(PYTHON, stub))
+    worker = start_worker(broker, CHILD, tasks=source(PYTHON, stub))
     # By the stub, because Celery 5.6 believes the message, and not the task.
     by_stub = worker.module.add.delay(1, 2)
     by_call = worker.send("x.add", 1, 2, ignore_result=True)
@@ -213,7 +214,7 @@ def test_an_app_may_ignore_all_results(start_worker):
     assert list((worker.project.folder / "results").iterdir()) == []
 
 
-@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+@pytest.mark.parametrize("broker", BROKERS)
 def test_a_running_task_can_be_seen(start_worker, gates, run_celery, broker):
     worker = start_worker(
         broker,
@@ -359,7 +360,7 @@ def test_a_task_that_waits_for_a_child_can_be_revoked(
     assert lines(mark) == ["kept"]
 
 
-@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+@pytest.mark.parametrize("broker", BROKERS)
 def test_rate_limits(start_worker, tmp_path, broker):
     worker = start_worker(
         broker,
@@ -445,7 +446,7 @@ def test_canvas(start_worker, broker):
     assert unlocked == (broker == "filesystem")
 
 
-@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+@pytest.mark.parametrize("broker", BROKERS)
 def test_callbacks(start_worker, tmp_path, broker):
     worker = start_worker(
         broker, CHILD, args=("-c", "2"), conf=FAST_CHORDS, tasks=PYTHON
@@ -528,7 +529,7 @@ RETRIES = """
 """
 
 
-@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+@pytest.mark.parametrize("broker", BROKERS)
 def test_autoretry(start_worker, tmp_path, broker):
     # One slot: Celery sends the next attempt before it stores the RETRY of this one,
     # which would overwrite the SUCCESS of a faster second slot.
@@ -676,9 +677,11 @@ HOOKS = """
 """
 
 
-def test_task_classes(start_worker, tmp_path):
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_task_classes(start_worker, tmp_path, broker):
     """The hooks are called as those of a Python task, and ``run`` can be overridden."""
     worker = start_worker(
+        broker,
         command=CHILD,
         args=("-c", "1"),
         conf={"task_annotations": {"*": {"max_retries": 1, "default_retry_delay": 0}}},

@@ -159,6 +159,10 @@ for _ in range(2):
             "cannot import the pool 'no_such_package:LinePool': "
             "No module named 'no_such_package'",
         ),
+        (
+            "celery_linepool:ForeignError",
+            "'celery_linepool:ForeignError' is no Celery pool",
+        ),
         ("bogus", "'bogus' is not one of 'prefork', "),
     ],
 )

@@ -17,6 +17,7 @@ import orjson
 import psutil
 import pytest
 
+from celery_linepool.errors import ForeignError
 from example_app.app import COMMANDS, ROOT
 from example_app.invoices import charge, rows
 
@@ -231,9 +232,26 @@ def test_the_demo_runs_by_itself(language: str, tmp_path: Path) -> None:
     assert f"{BAD['invoice']}, to pay in 0 instalments" in out
     assert ERRORS[language] in out
     assert FRAMES[language] in out
+    assert re.search(r"[\d,.]+ tasks/s", out)
+    assert re.search(r"p50 [\d.]+ ms, p99 [\d.]+ ms", out)
     assert len(re.findall(r"^  child \d+ +\d+  #+$", out, re.M)) == 4
     assert "\x1b" not in out + err
     assert demo.left_behind() == []
+
+
+@pytest.mark.parametrize(
+    ("mark", "program"),
+    [("ruby", "ruby"), ("js", "node"), ("php", "php"), ("perl", "perl"), ("sh", "sh")],
+)
+def test_the_children_of_the_readme(start_worker, tmp_path, mark, program):
+    text = (ROOT / "README.md").read_text()
+    found = re.search(rf"```{mark}\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    (tmp_path / "child").write_text(found[1])
+    worker = start_worker("filesystem", command=[program, str(tmp_path / "child")])
+    assert worker.call("billing.charge", 42) == {"charged": 42}
+    with pytest.raises(ForeignError):
+        worker.call("no.such.task")
 
 
 def test_the_demo_does_not_connect_elsewhere(tmp_path: Path) -> None:

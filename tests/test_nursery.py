@@ -34,6 +34,12 @@ def hold(pool: LonePool, tmp_path: Path, name: str = "go") -> tuple[Any, Path]:
     return task, go
 
 
+def end(pool: LonePool, pid: int) -> None:
+    """Kill a child. In its last moment the kernel may still read a request for it."""
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: pid not in pool.pids(), PATIENCE)
+
+
 # --- replaced -------------------------------------------------------------------------
 
 
@@ -85,7 +91,7 @@ def test_boots_that_fail_later_are_tried_again(
     pool = lone_pool(script("boots_when_marked.sh", mark, *LIVES))
     first = pool.call("x.pid")
     mark.unlink()
-    os.kill(first, signal.SIGKILL)
+    end(pool, first)
     waits = pool.task("x.pid")
     eventually(lambda: pool.info()["failed_boots"] > 1, PATIENCE)
     assert not waits.ended
@@ -214,7 +220,7 @@ def test_a_reset_ends_the_wait_after_boots_that_failed(
     mark.touch()
     pool = lone_pool(script("boots_when_marked.sh", mark, *LIVES))
     mark.unlink()
-    os.kill(pool.call("x.pid"), signal.SIGKILL)
+    end(pool, pool.call("x.pid"))
     waits = pool.task("x.pid")
     # From here on it would wait for several seconds.
     eventually(lambda: (pool.info()["next_boot_in"] or 0) > 2, PATIENCE)

@@ -181,7 +181,6 @@ ROWS = [
     (limit_of_the_call, "patient"),
     (limit_of_the_call, "late"),
     (limit_of_the_call, "requeued"),
-    (limit_once, "unacked"),
     (revoked_while_it_runs, "early"),
     (revoked_while_it_runs, "late"),
     (revoked_with_sigkill, "early"),

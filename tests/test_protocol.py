@@ -263,6 +263,14 @@ def test_the_end_of_stdout_of_a_child_that_said_nothing() -> None:
     assert Connection().receive_eof() is None
 
 
+def test_who_says_ids_has_to_say_them_always() -> None:
+    connection = asked()
+    connection.receive(b'{"id":"%s","status":"ok"}\n' % ASKED.encode())
+    connection.request("id-2")
+    [event] = connection.receive(b'{"status":"ok","result":"stray"}\n')
+    assert isinstance(event, Violation) and "without the id" in event.reason
+
+
 # --- hello ----------------------------------------------------------------------------
 
 HELLO = (
@@ -903,6 +911,13 @@ def test_a_request_may_be_as_long_as_a_line_and_no_longer() -> None:
     assert encode_request("i", {"args": ["x" * 100]}, longest) == line
     with pytest.raises(RequestError, match=f"linepool_max_line = {longest - 1}"):
         encode_request("i", {"args": ["x" * 100]}, longest - 1)
+
+
+def test_no_library_finds_another_line_in_a_line() -> None:
+    text = "a\u2028b\u2029c\u0085d\r\x0b\x0c\x1c\x1d\x1ee"
+    line = encode_request(text, {"args": [text], text: None})
+    assert len(line.decode().splitlines()) == 1
+    assert json.loads(line) == {"id": text, "payload": {"args": [text], text: None}}
 
 
 def test_a_request_is_as_small_and_readable_as_it_can_be() -> None:

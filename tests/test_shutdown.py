@@ -94,6 +94,17 @@ def test_children_that_do_not_stop_are_made_to(start_worker):
     assert alive(family) == []
 
 
+def test_what_a_polite_child_leaves_is_ended_too(start_worker):
+    child = ["sh", "-c", f"sleep 600 & exec ruby {CHILDREN / 'echo.rb'}"]
+    worker = start_worker(command=child, args=("-c", "1"))
+    worker.call("any")
+    family = worker.children()
+    assert len(worker.children("sleep 600")) == 1
+
+    assert worker.stop() == 0
+    assert eventually(lambda: not alive(family))
+
+
 def test_children_that_stop_are_not_forced(start_worker):
     worker = start_worker(command=GATED, args=("-c", "2"))
     worker.call("gate", None, None)
@@ -111,7 +122,6 @@ if celery.VERSION >= (5, 5):
     # Before, no pool of Celery hears of a second signal while it drains.
     COLD += [
         pytest.param([signal.SIGINT, signal.SIGINT], {}, {}, id="Ctrl-C twice"),
-        pytest.param([signal.SIGTERM, signal.SIGQUIT], {}, {}, id="SIGQUIT after all"),
         pytest.param(
             [signal.SIGQUIT],
             {},
@@ -136,6 +146,8 @@ def test_cold_shutdown_kills_what_runs(start_worker, tmp_path, signals, env, con
         # What a terminal does: the signal goes to the whole foreground group.
         os.killpg(worker.pid, sig)
         worker.wait_for_log("finishing 1 tasks")
+        # Celery listens to a second one only after it has said so.
+        worker.wait_for_log("Hitting Ctrl")
     os.killpg(worker.pid, cold)
 
     worker.wait()

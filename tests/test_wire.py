@@ -420,8 +420,14 @@ def test_rejected_and_ignored(start_worker, script):
     worker = start_worker(
         conf={
             "linepool_pools": pools("scripted.js", "scripted.rb"),
-            "task_annotations": {"scripted.js": {"acks_late": True}},
-        }
+        },
+        # What a child rejects is not retried.
+        tasks="""
+            app.conf.task_annotations = {
+                "scripted.js": {"acks_late": True, "autoretry_for": (Exception,)},
+                "scripted.rb": {"autoretry_for": (Exception,)},
+            }
+        """,
     )
 
     again = script({"status": "rejected", "requeue": True}, ok("done"))
@@ -511,6 +517,13 @@ def test_a_second_line_is_nobodys_reply(start_worker):
     assert (third, successor != pid) == ("third", True)
 
 
+def test_a_stray_line_without_an_id_is_nobodys_reply_either(start_worker):
+    worker = start_worker(conf={"linepool_pools": pools("late_stray_line.rb")})
+    results = [worker.send("late_stray_line.rb") for _ in range(6)]
+    values = [worker.result(result, propagate=False) for result in results]
+    assert "mine" in values and "stray" not in values
+
+
 # --- the end of a child
 
 
@@ -547,9 +560,11 @@ def test_a_child_that_does_not_finish_its_task(start_worker, marks):
         **pools("half_a_reply.php", "closes_stdout.pl", "leaves_a_daemon.rb"),
         **pools("silent.js", timeout=3),
         "late": {"command": command("half_a_reply.php"), "tasks": ["late"], "size": 1},
+        "kept": {"command": command("half_a_reply.php"), "tasks": ["kept"], "size": 1},
     }
+    annotations = {"late": late, "kept": {"acks_late": True}}
     worker = start_worker(
-        conf={"linepool_pools": children, "task_annotations": {"late": late}}
+        conf={"linepool_pools": children, "task_annotations": annotations}
     )
     # Booted, whatever that took.
     thinker = worker.call("silent.js", marks("exists", exists=True))
@@ -563,6 +578,7 @@ def test_a_child_that_does_not_finish_its_task(start_worker, marks):
     assert "out of ink" in text
     assert worker.call("half_a_reply.php", marks("half_a_reply.php")) != pid
 
+    failure(worker, results["kept"], WorkerLostError)
     assert isinstance(worker.result(results["late"]), int)
     assert results["late"].state == "SUCCESS"
     assert "it left half a line" in worker.log
@@ -589,6 +605,7 @@ def test_a_child_that_does_not_finish_its_task(start_worker, marks):
     assert "thinking" in text
     assert not psutil.pid_exists(thinker)
     assert worker.call("silent.js", marks("silent.js")) != thinker
+    eventually(lambda: unacked(worker) == 0)
 
 
 def peak_memory(worker):
@@ -734,6 +751,17 @@ def test_arguments(start_worker, serializer):
     assert (told["pid"], told["tasks"]) == (pid, 2)
 
 
+def test_an_argument_as_large_as_the_line(start_worker):
+    worker = start_worker(
+        conf={
+            "linepool_pools": pools("echo.rb"),
+            "linepool_max_line": 64 * 1024 * 1024,
+        }
+    )
+    text = "x" * 50_000_000
+    assert worker.call("echo.rb", text)["args"] == [text]
+
+
 def test_arguments_in_yaml(start_worker):
     """Celery reads objects out of it that its sender never named."""
     worker = start_worker(
@@ -755,6 +783,15 @@ def test_arguments_in_yaml(start_worker):
 
 
 # --- children that do not boot
+
+
+@pytest.mark.parametrize("broker", ["redis", "filesystem"])
+def test_a_boot_that_fails_late_ends_the_worker_too(start_worker, broker):
+    child = ["sh", "-c", "sleep 2; echo no db >&2; exit 1"]
+    worker = start_worker(broker, command=child, wait=False)
+    assert worker.wait() != 0
+    assert re.search(r"linepool_command: exited with status 1.*\n +no db", worker.log)
+    assert "Traceback" not in worker.log
 
 
 NOT_BOOTING = {

@@ -264,7 +264,10 @@ class Worker:
                 # Celery's client subscribes and reads, each on a connection of its
                 # own: Redis may read first, and a result that comes in between is
                 # announced to nobody.
-                if result.ready() or time.monotonic() > deadline:
+                if result.ready():
+                    # It has just come, or is the task's own error.
+                    return result.get(timeout=5, propagate=propagate)
+                if time.monotonic() > deadline:
                     raise
 
     def call(self, name: str, *args: Any, timeout: float = 60, **options: Any) -> Any:
