@@ -35,10 +35,16 @@ class Status(str, enum.Enum):
     IGNORED = "ignored"
     #: It was cancelled. Only of a child that said hello.
     CANCELLED = "cancelled"
+    #: It was not begun, and the child wants to be replaced. Only of one that said hello.
+    RESTART = "restart"
 
 
 _STATUSES = {status.value: status for status in Status}
-_ORIGINAL_STATUSES = {n: s for n, s in _STATUSES.items() if s is not Status.CANCELLED}
+_ORIGINAL_STATUSES = {
+    name: status
+    for name, status in _STATUSES.items()
+    if status not in (Status.CANCELLED, Status.RESTART)
+}
 
 
 class Op(str, enum.Enum):
