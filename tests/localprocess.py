@@ -283,12 +283,19 @@ class Server:
         self._container.start()
         self.wait_until_ready()
 
-    def stop(self, timeout: float = 60) -> None:
-        """End it politely; what it had on disk is there again after ``start``."""
+    def stop(self, timeout: float = 30) -> None:
+        """End it politely; what it had on disk is there again after ``start``.
+
+        What does not end then is killed, as a service manager would: a RabbitMQ that is
+        told to stop right after its boot has been seen to hang.
+        """
         self._own()
         with suppress(psutil.NoSuchProcess):
             self._main_process().terminate()
-        self._container.wait(timeout)
+        try:
+            self._container.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._container.destroy()
 
     def crash(self) -> None:
         """End it without a word."""
@@ -498,7 +505,7 @@ class RabbitMQServer(Server, RabbitMQContainer):
                     return process
         raise psutil.NoSuchProcess(self._container.pid)
 
-    def stop(self, timeout: float = 60) -> None:
+    def stop(self, timeout: float = 30) -> None:
         super().stop(timeout)
         # epmd is a daemon and would stay.
         self._container.destroy()
