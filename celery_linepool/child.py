@@ -17,17 +17,23 @@ import signal
 import subprocess
 import termios
 import time
-from typing import IO, TYPE_CHECKING, List, Mapping, Optional, Tuple, Union
+from collections import deque
+from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional, Tuple
 
+from .encoding import encode_op
 from .errors import SpawnError
 from .messages import Event
-from .protocol import Connection
+from .protocol import Connection, Handshake
 
 if TYPE_CHECKING:
     from .settings import PoolSettings
 
+STOP = encode_op("stop", {})
 #: Bytes read at once: the size of a pipe's buffer on Linux.
 READ_SIZE = 65536
+#: Moves the protocol from stdin and stdout to the descriptors 3 and 4. What the program
+#: prints goes to stderr then. The shell replaces itself: the pid is the child's.
+ON_OTHER_FDS = 'exec "$@" 3<&0 4>&1 </dev/null >&2'
 #: Of 1000; what systemd gives to the processes that may go first.
 OOM_SCORE = "500"
 
@@ -47,21 +53,36 @@ class Child:
     Arguments:
         settings: the pool's settings; the process is started at once.
         env: its whole environment.
+        handshake: whether it says hello; None for what the settings say.
 
     Raises:
         SpawnError: it could not be started.
     """
 
-    def __init__(self, settings: "PoolSettings", env: Mapping[str, str]) -> None:
-        self.connection = Connection(settings.max_line)
+    def __init__(
+        self,
+        settings: "PoolSettings",
+        env: Mapping[str, str],
+        handshake: Optional[Handshake] = None,
+    ) -> None:
+        self.connection = Connection(
+            settings.max_line,
+            handshake or settings.handshake,
+            settings.inflight,
+            settings.stdout,
+        )
         self.state = State.ALIVE
         self.born = time.monotonic()
         self.eof = False
         self.leftover: Optional[bytes] = None
         self._pool = settings.name
         self._killed = False
-        self._unsent: Union[bytes, memoryview] = b""
-        self._sent_line = 0
+        #: Lines that the pipe did not take yet; views, so that what a slow reader takes
+        #: piece by piece is not copied each time.
+        self._unsent: Deque[memoryview] = deque()
+        #: Bytes handed to `send` and `tell` so far, and where requests begin in them.
+        self._total = 0
+        self._starts: Dict[str, int] = {}
         self._process = self._spawn(settings, env)
         self.pid = self._process.pid
         # The parent keeps only its own ends (subprocess closes the child's), so that
@@ -82,8 +103,11 @@ class Child:
     ) -> "subprocess.Popen[bytes]":
         try:
             user, group, further = _account(settings)
+            command = list(settings.command)
+            if settings.channel == "fd":
+                command = ["/bin/sh", "-c", ON_OTHER_FDS, "sh", *command]
             return subprocess.Popen(
-                settings.command,
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE if settings.stderr == "log" else None,
@@ -144,24 +168,30 @@ class Child:
 
     @property
     def fit(self) -> bool:
-        """Whether it can take a request: alive, not stopped, silent since its reply."""
+        """Whether it can take a request: alive, not stopped, and with room for it."""
         stdin = self._process.stdin
         return (
             self.state is State.ALIVE
             and stdin is not None
             and not stdin.closed
             and not self.eof
-            and not self._unsent
-            and self.connection.state.value == "idle"
+            and self.connection.has_room
         )
 
     def send(self, request_id: str, line: bytes) -> bool:
         """Begin to write a request; False while part of it waits for `flush`."""
         self.connection.request(request_id)
-        # A view: what a slow reader takes piece by piece is not copied each time.
-        self._unsent = memoryview(line)
-        self._sent_line = len(line)
-        return self.flush()
+        requests = self.connection.requests
+        if len(self._starts) > len(requests):
+            self._starts = {i: at for i, at in self._starts.items() if i in requests}
+        self._starts[request_id] = self._total
+        return self.tell(line)
+
+    def tell(self, line: bytes) -> bool:
+        """Begin to write a line that is no request; False as `send`."""
+        self._total += len(line)
+        self._unsent.append(memoryview(line))
+        return len(self._unsent) == 1 and self.flush()
 
     def flush(self) -> bool:
         """Write what the pipe takes; True when all is written.
@@ -171,17 +201,18 @@ class Child:
         """
         while self._unsent:
             try:
-                written = os.write(self.stdin, self._unsent)
+                written = os.write(self.stdin, self._unsent[0])
             except BlockingIOError:
                 return False
             except BrokenPipeError:
                 break
-            self._unsent = self._unsent[written:]
-        else:
-            self._unsent = b""
+            if written == len(self._unsent[0]):
+                self._unsent.popleft()
+            else:
+                self._unsent[0] = self._unsent[0][written:]
         return True
 
-    def untouched(self) -> bool:
+    def untouched(self, request_id: str) -> bool:
         """Whether not one byte of the request was read. Ask after its exit.
 
         Then the request may go to another child: it cannot have been begun. What was
@@ -192,7 +223,8 @@ class Child:
             fcntl.ioctl(self.stdin, termios.FIONREAD, unread)
         except OSError:
             return False
-        return unread[0] + len(self._unsent) == self._sent_line
+        read = self._total - unread[0] - sum(map(len, self._unsent))
+        return read <= self._starts[request_id]
 
     def receive(self) -> Optional[List[Event]]:
         """What it said since, without waiting; None if it said nothing.
@@ -214,10 +246,17 @@ class Child:
     # --- the process ------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Ask politely: the end of its stdin."""
+        """Ask politely: a line to those that know it, and the end of its stdin."""
         assert self._process.stdin
+        if self.understands("stop") and not self._unsent:
+            self.tell(STOP)
         self._process.stdin.close()
-        self._unsent = b""
+        self._unsent.clear()
+
+    def understands(self, op: str) -> bool:
+        """Whether its hello says that it knows this line."""
+        hello = self.connection.hello
+        return hello is not None and op in hello.features
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)

@@ -1,35 +1,47 @@
 """One pool: its line of waiting tasks, and the way between them and its children.
 
 Everything here runs in the engine's loop, so there are no locks. Rules of residence:
-a member serves one call at a time, and one that is not idle is never given a call.
+a member serves no more claims than it has room for, and one that is not well is never
+given a claim.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from functools import partial
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Protocol, Union
+from typing import (
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    FrozenSet,
+    List,
+    Mapping,
+    Optional,
+    Protocol,
+    Tuple,
+)
 
 from .child import Child
-from .engine import WRITE, Engine
+from .deadlines import SIGNAL_GRACE, Deadlines
+from .engine import READ, WRITE, Engine
 from .errors import BootError
 from .farewell import EXIT_GRACE
 from .guardian import Guardian
-from .job import Answer, Call, Cause, Job, Loss
-from .member import Member, Phase
-from .messages import Reply, Violation, show
+from .job import Answer, Call, Cancel, Cause, Job, Loss
+from .member import Claim, Member, Phase
+from .messages import Hello, Noise, Op, Reply, Status, Told, Violation, show
 from .nursery import Nursery
 from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain
+from .voice import printable
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a child has for the signal of ``revoke(terminate=True)``, or for the
-#: dump of its stack, before SIGKILL.
-SIGNAL_GRACE = 1.0
+#: Events of one task that wait to be dealt with; with more its child is not read.
+MAX_UNHEARD = 100
 
 
 class Owner(Protocol):
@@ -46,6 +58,9 @@ class Owner(Protocol):
 
     def may_start(self, job: Job) -> bool:
         """Whether a waiting job is still wanted; if not, the owner takes it."""
+
+    def advertised(self, pool: str, tasks: Tuple[str, ...]) -> None:
+        """A child says that it serves these."""
 
     def failed_to_boot(self, error: BootError) -> None:
         """The pool's children do not start, and never have."""
@@ -70,9 +85,15 @@ class Children:
         self._nursery = Nursery(
             settings, limits, engine, guardian, drain, log_level, self
         )
-        self._idle: List[Member] = []
-        self._waiting: Deque[Union[Job, Call]] = deque()
+        self._deadlines = Deadlines(
+            settings, engine, self._nursery.farewell, self, owner.soft_limit
+        )
+        self.terminate = self._deadlines.terminate
+        #: Members that have room; the last one has been idle for the shortest time.
+        self._free: List[Member] = []
+        self._waiting: Deque[Claim] = deque()
         self._settling = 0
+        self._killing = False
 
     def start(self, ready: Callable[[Optional[BootError]], Any]) -> None:
         """Start all children; `ready(error)` is called once they live, or do not."""
@@ -80,11 +101,18 @@ class Children:
 
     def stop(self, empty: Callable[[], Any]) -> None:
         """End all children, politely, then not; `empty()` when all are reaped."""
-        self._nursery.stop(empty)
+        if self._killing:
+            self._engine.call_later(SIGNAL_GRACE, self._nursery.stop, empty)
+        else:
+            self._nursery.stop(empty)
 
     def kill(self) -> None:
-        """End all children at once."""
-        self._nursery.kill()
+        """End all children at once; whoever can be told has a moment to reply."""
+        if self._deadlines.cancel_all():
+            self._killing = True
+            self._engine.call_later(SIGNAL_GRACE, self._nursery.kill)
+        else:
+            self._nursery.kill()
 
     # --- more, fewer, others ----------------------------------------------------------
 
@@ -96,7 +124,11 @@ class Children:
     @property
     def load(self) -> int:
         """Tasks that wait, or are served. From any thread."""
-        return len(self._waiting) + len(self._nursery.members) - len(self._idle)
+        return len(self._waiting) + sum(len(m.claims) for m in self.members())
+
+    def members(self) -> List[Member]:
+        """Every child, also those that end. From any thread: one slice is atomic."""
+        return self._nursery.members[:]
 
     def resize(self, size: int) -> None:
         self._nursery.resize(size)
@@ -112,8 +144,8 @@ class Children:
 
     # --- tasks to children ------------------------------------------------------------
 
-    def submit(self, claim: Union[Job, Call], first: bool = False) -> None:
-        """Stand in line for an idle child."""
+    def submit(self, claim: Claim, first: bool = False) -> None:
+        """Stand in line for a child."""
         if first:
             self._waiting.appendleft(claim)
         else:
@@ -127,62 +159,86 @@ class Children:
         return jobs
 
     def _serve(self) -> None:
-        """Give idle children to those that wait.
+        """Give children that have room to those that wait.
 
-        At most `size` tasks may be between their reply and their end, so that a slow
-        result backend holds tasks back in the line instead of piling them up here.
+        At most as many tasks as there are slots may be between their reply and their
+        end, so that a slow result backend holds tasks back in the line instead of
+        piling them up here.
         """
-        while self._waiting and self._idle and self._settling < self.size:
+        slots = self.size * self.settings.inflight
+        twins = []
+        while self._waiting and self._free and self._settling < slots:
             claim = self._waiting.popleft()
             if isinstance(claim, Job) and not self._owner.may_start(claim):
                 continue
-            member = self._take_idle()
+            member = self._find(claim)
             if member is None:
-                self._waiting.appendleft(claim)
-                return
-            if isinstance(claim, Call):
+                twins.append(claim)
+            elif isinstance(claim, Call):
                 self._resend(member, claim)
             else:
                 self._begin(member, claim)
+        self._waiting.extendleft(reversed(twins))
 
-    def _take_idle(self) -> Optional[Member]:
-        """An idle child that is found well; those that are not are replaced."""
-        while self._idle:
-            member = self._idle[-1]
-            self.readable(member)
-            if member.child.fit and not member.child.has_exited():
-                return self._idle.pop()
-            if member.phase is not Phase.LOST:
+    def _find(self, claim: Claim) -> Optional[Member]:
+        """A child that is found well; those that are not are replaced.
+
+        None if there is none just now that is not busy with a request of the same id:
+        a task may be delivered twice, and two replies could not be told apart.
+        """
+        while self._free:
+            member = self._free[-1]
+            if member.claims:
+                others = [m for m in reversed(self._free) if not m.has(claim.id)]
+                if not others:
+                    return None
+                member = min(others, key=lambda m: len(m.claims))
+            if not member.claims:
+                self.readable(member)  # what it said while it was idle
+            if not member.has_room:
+                self.offer(member)
+            elif member.child.fit and not member.child.has_exited():
+                return member
+            else:
                 self._nursery.lose(member, None)
         return None
 
     def _begin(self, member: Member, job: Job) -> None:
-        member.move(Phase.RESERVED)
-        member.job, job.member = job, member
-        seconds = self.settings.timeout if job.limit is None else job.limit
-        job.timer = self._engine.call_later(seconds, self._job_limit, job, seconds)
-        job.deadline = time.time() + seconds
-        if job.soft_limit is not None:
-            job.soft_timer = self._engine.call_later(
-                job.soft_limit, self._soft_limit, job
-            )
+        self._take(member, job)
+        job.member = member
+        self._deadlines.begin(job)
         self._owner.accepted(job, member.child.pid)
         self._owner.start_job(job)
 
     def _resend(self, member: Member, call: Call) -> None:
         """A call that stood in line by itself: its first child was lost unread."""
+        self._take(member, call.job or call)
         if call.job is not None:
-            member.job, call.job.member = call.job, member
+            call.job.member = member
             self._owner.accepted(call.job, member.child.pid)
         self._write(member, call)
 
+    def _take(self, member: Member, claim: Claim) -> None:
+        member.take(claim)
+        self.offer(member)
+
+    def offer(self, member: Member) -> None:
+        """Have a member among those that are offered if it has room, and not else."""
+        if member.has_room == member.offered:
+            return
+        member.offered = not member.offered
+        if member.offered:
+            self._free.append(member)
+        elif self._free[-1] is member:
+            self._free.pop()
+        else:
+            self._free.remove(member)
+
     def send(self, call: Call) -> None:
-        """Ask the child that is reserved for the call's job, or the next idle one."""
+        """Ask the child that is reserved for the call's job, or the next free one."""
         job = call.job
         if job is None:
-            call.timer = self._engine.call_later(
-                self.settings.timeout, self._call_limit, call
-            )
+            self._deadlines.begin_call(call)
             self._engine.soon(self.submit, call)
         elif job.doomed is not None:
             self._engine.soon(call.answer, job.doomed)
@@ -199,18 +255,30 @@ class Children:
             self._settling -= 1
         if job.member is not None:
             member, job.member = job.member, None
-            member.job = None
+            member.drop(job)
             self._nursery.lose(member, None)
 
     def _write(self, member: Member, call: Call) -> None:
-        member.move(Phase.BUSY)
-        member.call = call
+        call.member = member
+        member.calls[call.id] = call
+        self._name_task(member)
+        self._flow(member, member.child.send(call.id, call.line))
+
+    def _name_task(self, member: Member) -> None:
+        """What it says on stderr belongs to its task, if it has a single one."""
         if member.stream is not None:
-            member.stream.task_id = call.id
-        if not member.child.send(call.id, call.line):
-            self._engine.watch(
-                member.child.stdin, WRITE, partial(self._writable, member)
-            )
+            calls = list(member.calls)
+            member.stream.task_id = calls[0] if len(calls) == 1 else None
+
+    def tell(self, member: Member, line: bytes) -> None:
+        """Write a line that is no request."""
+        if member.phase in (Phase.IDLE, Phase.BUSY):
+            self._flow(member, member.child.tell(line))
+
+    def _flow(self, member: Member, written: bool) -> None:
+        if not written:
+            writable = partial(self._writable, member)
+            self._engine.watch(member.child.stdin, WRITE, writable)
 
     def _writable(self, member: Member) -> None:
         if member.phase is not Phase.BUSY or member.child.flush():
@@ -218,27 +286,24 @@ class Children:
 
     def settled(self, job: Job) -> None:
         """A job ended: its slot is free."""
-        for timer in (job.timer, job.soft_timer):
-            if timer is not None:
-                self._engine.cancel(timer)
-        job.timer = job.soft_timer = None
+        self._deadlines.end(job)
         if job.settling:
             job.settling = False
             self._settling -= 1
-        elif job.member is not None and job.member.phase is Phase.RESERVED:
-            # It ended without asking anything.
-            self._release(job.member)
+        elif job.member is not None and job in job.member.claims:
+            self.leave(job.member, job)  # it ended without asking anything
         self._serve()
 
-    def _release(self, member: Member) -> None:
-        member.move(Phase.IDLE)
-        if member.job is not None:
-            member.job.member = None
-        member.job = member.call = None
-        if member.stream is not None:
-            member.stream.task_id = None
-        if self._nursery.idle(member):
-            self._idle.append(member)
+    def leave(self, member: Member, job: Job) -> None:
+        """A job gives back a child that it has not asked."""
+        job.member = None
+        self._release(member, job)
+
+    def _release(self, member: Member, claim: Claim) -> None:
+        member.drop(claim)
+        self._name_task(member)
+        self._nursery.released(member)
+        self.offer(member)
 
     # --- children to tasks ------------------------------------------------------------
 
@@ -254,165 +319,210 @@ class Children:
             return events is not None
         answers = []
         for event in events or ():
-            if isinstance(event, Violation):
-                self._violated(member, event)
-            elif isinstance(event, Reply):
-                answers.append((self._replied(member), event))
+            if isinstance(event, Reply):
+                answers += self._replied(member, event)
+            else:
+                self._heard(member, event)
         if member.child.eof:
             # Its exit may follow in a moment, and with it the reason.
             self._nursery.lose(member, None, EXIT_GRACE)
         if answers:
             # The child takes its next job before the last one is settled.
             self._serve()
-            for call, reply in answers:
-                self._answer(call, reply)
+            for call, answer in answers:
+                self._answer(call, answer)
         return events is not None
 
-    def _replied(self, member: Member) -> Call:
-        call = member.call
-        assert call is not None  # the connection refuses a reply without a request
-        member.served += 1
+    def _replied(self, member: Member, reply: Reply) -> List[Tuple[Call, Answer]]:
+        assert reply.id is not None  # the connection knows whose it is
+        call = member.calls.pop(reply.id)
+        job = call.job
         self._nursery.proven()
-        self._release(member)
-        if call.job is not None:
-            call.job.settling = True
+        if job is not None:
+            job.member = None
+            self._deadlines.replied(job, member)
+        if reply.status is Status.RESTART and (job is None or job.doomed is None):
+            self._go_elsewhere(member, call)
+            return []
+        member.served += 1
+        self._release(member, job or call)
+        if job is not None:
+            job.settling = True
             self._settling += 1
-        return call
+        return [(call, self._answer_of(member, call, reply))]
+
+    def _answer_of(self, member: Member, call: Call, reply: Reply) -> Answer:
+        """What a reply means to a task that may have been told to give up."""
+        job = call.job
+        if job is None or reply.status is not Status.CANCELLED:
+            return reply if job is None or job.doomed is None else job.doomed
+        if job.doomed is not None:
+            return job.doomed
+        if job.cancelled is Cancel.SOFT_LIMIT:
+            text = self._nursery.says(member, "gave up at the soft time limit")
+            return Loss(Cause.SOFT_LIMIT, text, job.soft_limit or 0)
+        if job.cancelled is Cancel.SHUTDOWN:
+            text = self._nursery.says(member, "gave up because the worker ends")
+            return Loss(Cause.SIBLING, text)
+        return reply
+
+    def _go_elsewhere(self, member: Member, call: Call) -> None:
+        """A child has not begun a task and wants to be replaced."""
+        if member.served:
+            self._nursery.retire(member, "it asked to be replaced")
+        self._release(member, call.job or call)
+        if not member.served:
+            # Nor would its successor begin one, as far as we know: not at full speed.
+            text = self._nursery.says(member, "asked to be replaced at its first task")
+            self._nursery.lose(member, Loss(Cause.VIOLATION, text, of=call.id))
+        self.submit(call, first=True)
 
     def _answer(self, call: Call, answer: Answer) -> None:
         if call.timer is not None:
             self._engine.cancel(call.timer)
         call.answer(answer)
 
+    # --- what else they say -----------------------------------------------------------
+
+    def _heard(self, member: Member, event: Any) -> None:
+        if isinstance(event, Violation):
+            self._violated(member, event)
+        elif isinstance(event, Told):
+            self._told(member, event)
+        elif isinstance(event, Noise):
+            calls = list(member.calls)
+            member.voice.noise(event.line, calls[0] if len(calls) == 1 else None)
+        elif isinstance(event, Hello):
+            self._greeted(member, event)
+
     def _violated(self, member: Member, violation: Violation) -> None:
         text = self._nursery.says(member, f"broke the protocol: {violation}")
-        if member.call is None:
+        if not member.calls:
             logger.error("linepool: %s; it is killed. %s", text, _STDOUT_HINT)
-        self._nursery.lose(member, Loss(Cause.VIOLATION, text))
+        one = next(iter(member.calls)) if len(member.calls) == 1 else violation.id
+        loss = Loss(Cause.VIOLATION, text, of=one)
+        if one is None and member.calls:
+            loss = Loss(Cause.SIBLING, text)  # whose line it was, nobody can tell
+        self._nursery.lose(member, loss)
 
-    # --- limits -----------------------------------------------------------------------
+    def _greeted(self, member: Member, hello: Hello) -> None:
+        if hello.inflight < self.settings.inflight:
+            logger.warning(
+                "linepool: pool %r: child pid %s serves %d tasks at once, not "
+                "linepool_inflight = %d",
+                self.settings.name,
+                member.child.pid,
+                hello.inflight,
+                self.settings.inflight,
+            )
+        self._owner.advertised(self.settings.name, hello.tasks)
+        self._nursery.greeted(member)
+        self.offer(member)
+        self._serve()
 
-    def _soft_limit(self, job: Job) -> None:
-        job.soft_timer = None
-        if job.member is None or job.settling:
+    def _told(self, member: Member, told: Told) -> None:
+        if told.op is Op.LOG:
+            level, message = told.fields.get("level"), told.fields.get("message")
+            text = printable(str(message).encode("utf-8", "surrogatepass"))
+            name = level if isinstance(level, str) else "info"
+            member.voice.say(text, told.id, name)
             return
-        self._owner.soft_limit(job)
-        if self.settings.soft_signal is not None:
-            job.member.child.signal(self.settings.soft_signal)
+        call = member.calls.get(told.id or "")
+        if call is not None and call.hear is not None and call.hear(told):
+            call.unheard += 1
+            if call.unheard >= MAX_UNHEARD and not member.paused:
+                member.paused = True
+                self._engine.unwatch(member.child.stdout)
 
-    def _job_limit(self, job: Job, seconds: float) -> None:
-        job.timer = None
-        ours = job.limit is None
-        if job.settling:
-            return  # it has its reply; what is slow now is not the child
-        member = job.member
-        name = "linepool_timeout" if ours else "its time limit"
-        if member is None:
-            job.doomed = Loss(Cause.LIMIT, f"it exceeded {name}", seconds)
-            self._withdraw(job)
-        elif member.phase in (Phase.RESERVED, Phase.BUSY):
-            self.readable(member)  # the reply may have come just now
-            if member.job is job and member.phase is not Phase.LOST:
-                said = self._nursery.says(member, f"exceeded {name} = {seconds:g} s")
-                job.doomed = Loss(Cause.LIMIT, said, seconds)
-                self._lose_after_dump(member, job.doomed)
-
-    def _lose_after_dump(self, member: Member, loss: Loss) -> None:
-        """Kill a hung child, but let it say first where it hangs, if it can."""
-        if self.settings.dump_signal is None:
-            self._nursery.lose(member, loss)
-        else:
-            member.child.signal(self.settings.dump_signal)
-            self._nursery.lose(member, loss, SIGNAL_GRACE)
-
-    def _withdraw(self, job: Job) -> None:
-        for claim in self._waiting:
-            if isinstance(claim, Call) and claim.job is job:
-                self._waiting.remove(claim)
-                self._answer(claim, job.doomed or Loss(Cause.DIED, "it was given up"))
-                return
-
-    def _call_limit(self, call: Call) -> None:
-        call.timer = None
-        seconds = self.settings.timeout
-        for member in self._nursery.members:
-            if member.call is call:
-                said = self._nursery.says(
-                    member, f"exceeded linepool_timeout = {seconds:g} s"
-                )
-                self._nursery.lose(member, Loss(Cause.LIMIT, said, seconds))
-                return
-        if call in self._waiting:
-            self._waiting.remove(call)
-            text = f"pool {self.settings.name!r} had no child within linepool_timeout"
-            call.answer(Loss(Cause.LIMIT, text, seconds))
-
-    def terminate(self, job: Job, signum: int) -> None:
-        """Signal a running job's child, then kill it; Celery has been told already."""
-        loss = Loss(Cause.TERMINATED, f"it was terminated by signal {signum}", signum)
-        if job.member is not None:
-            job.doomed = loss
-            job.member.child.signal_group(signum)
-            self._nursery.lose(job.member, loss, SIGNAL_GRACE)
-        elif not job.settling:
-            job.doomed = loss
-            self._withdraw(job)
+    def heard(self, call: Call, answer: Optional[bytes]) -> None:
+        """An event has been dealt with; `answer` is the line that the child gets."""
+        call.unheard -= 1
+        member = call.member
+        if answer is not None and call.id in member.calls:
+            self.tell(member, answer)
+        if member.paused and call.unheard < MAX_UNHEARD:
+            member.paused = False
+            if member.phase in (Phase.IDLE, Phase.BUSY):
+                readable = partial(self.readable, member)
+                self._engine.watch(member.child.stdout, READ, readable)
 
     # --- what the nursery tells -------------------------------------------------------
 
     def born(self, member: Member) -> None:
         member.move(Phase.IDLE)
-        self._idle.insert(0, member)
+        self.offer(member)
+        if member.offered:
+            self._free.insert(0, self._free.pop())  # those that are warm come first
         self._serve()
 
     def left(self, member: Member) -> None:
-        if member in self._idle:
-            self._idle.remove(member)
+        if member.offered:
+            member.offered = False
+            self._free.remove(member)
         self._engine.unwatch(member.child.stdin)
 
     def failed_to_boot(self, error: BootError) -> None:
         self._owner.failed_to_boot(error)
 
-    def answer_lost(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        if untouched and member.loss is None and not self._nursery.closed:
-            # Not one byte of the request was read: nothing was begun, nothing is lost.
-            call, member.call = member.call, None
-            if member.job is not None:
-                member.job.member = None
-            if call is not None:
+    def answer_lost(
+        self, member: Member, untouched: FrozenSet[str], tail: List[str]
+    ) -> None:
+        calls, member.calls = member.calls, {}
+        for claim in member.claims:
+            if isinstance(claim, Job):
+                claim.member = None
+        member.claims.clear()
+        for call in calls.values():
+            loss = self._loss(member, call, tail)
+            free = call.id in untouched and (call.job is None or not call.job.doomed)
+            if free and loss.cause in (Cause.DIED, Cause.SIBLING) and self._goes_on:
+                # Not one byte of it was read: nothing was begun, nothing is lost.
                 self.submit(call, first=True)
-        self._lost(member, tail)
+            else:
+                self._answer(call, loss)
 
-    def _lost(self, member: Member, tail: List[str]) -> None:
-        call, member.call = member.call, None
-        if member.job is not None:
-            member.job.member = None
-        if call is None:
-            return
+    @property
+    def _goes_on(self) -> bool:
+        return not self._nursery.closed
+
+    def _loss(self, member: Member, call: Call, tail: List[str]) -> Loss:
+        """What a call is told that its child left without an answer."""
         loss = member.loss
-        if loss is None:
+        if call.job is not None and call.job.doomed is not None:
+            loss = call.job.doomed
+        elif loss is None:
             half = ""
             if member.child.leftover:
                 half = f"; it left half a line: {show(member.child.leftover)}"
             text = self._nursery.says(member, f"{member.child.exit_text()}{half}")
             loss = Loss(Cause.DIED, text)
-        if tail:
-            loss = Loss(loss.cause, loss.text, loss.number, tail)
-        self._answer(call, loss)
+        elif loss.of not in (None, call.id):
+            text = f"its child had to end with another task in it, {loss.of}"
+            return Loss(Cause.SIBLING, f"{text}: {loss.text}")
+        return Loss(loss.cause, loss.text, loss.number, tail) if tail else loss
+
+    def withdraw(self, wanted: Claim, loss: Loss) -> None:
+        """Answer a call that stands in line, by itself or for a job."""
+        for claim in self._waiting:
+            if isinstance(claim, Call) and wanted in (claim, claim.job):
+                self._waiting.remove(claim)
+                self._answer(claim, loss)
+                return
 
     # --- for people -------------------------------------------------------------------
 
     def pids(self) -> List[int]:
-        # Read by the main thread: one slice is atomic.
-        return [member.child.pid for member in self._nursery.members[:]]
+        return [member.child.pid for member in self.members()]
 
     def overdue(self, now: float) -> List[Child]:
         """Children whose job should have been ended by now. From any thread."""
+        grace = self.settings.cancel_grace
         return [
             member.child
-            for member in self._nursery.members[:]
-            for job in [member.job]
-            if job is not None and job.deadline is not None and job.deadline < now
+            for member in self.members()
+            for job in list(member.claims)
+            if isinstance(job, Job) and job.deadline is not None
+            if job.deadline + (grace if len(member.claims) > 1 else 0) < now
         ]
 
     def info(self) -> Dict[str, Any]:
@@ -420,6 +530,7 @@ class Children:
         return {
             "command": list(self.settings.command),
             "size": self.size,
+            "inflight": self.settings.inflight,
             "generation": self._nursery.generation,
             "reset_error": self._nursery.reset_error,
             "failed_boots": self._nursery.backoff.failures,
@@ -427,7 +538,7 @@ class Children:
             "waiting": len(self._waiting),
             "settling": self._settling,
             "replaced": self._nursery.replaced,
-            "children": [member.info() for member in self._nursery.members[:]],
+            "children": [member.info() for member in self.members()],
         }
 
 

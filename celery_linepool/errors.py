@@ -107,6 +107,8 @@ class Abandoned(BaseException):
     what Celery itself would not.
     """
 
-    def __init__(self, reason: BaseException) -> None:
+    def __init__(self, reason: BaseException, innocent: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        #: Another task's fault: it does not count as a crash of this one.
+        self.innocent = innocent

@@ -7,7 +7,7 @@ task has ended. In the engine's loop, so there are no locks.
 from __future__ import annotations
 
 import logging
-from typing import Any, Callable, List, Optional, Protocol
+from typing import Any, Callable, FrozenSet, List, Optional, Protocol
 
 from .engine import Engine
 from .guardian import Guardian
@@ -26,6 +26,8 @@ EXIT_GRACE = 0.5
 KILL_GRACE = 5.0
 #: Seconds between looks at a child's exit where the kernel cannot tell it by itself.
 EXIT_POLL = 0.05
+#: Reads of what a dead child has left in its pipe, which holds a megabyte at the most.
+LAST_READS = 20
 
 
 class Mourner(Protocol):
@@ -40,8 +42,8 @@ class Mourner(Protocol):
     def given_up(self, member: Member) -> None:
         """It does not die: its task is not waited for any longer."""
 
-    def gone(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        """It is reaped. `untouched`: it read nothing of its request."""
+    def gone(self, member: Member, untouched: FrozenSet[str], tail: List[str]) -> None:
+        """It is reaped. `untouched`: requests of which it has not read a byte."""
 
 
 class Farewell:
@@ -139,8 +141,10 @@ class Farewell:
         if not member.child.has_exited():
             return
         if member.phase is not Phase.LOST:
-            while self._mourner.readable(member):
-                pass
+            # Somebody else may hold the pipe, and go on writing.
+            for _ in range(LAST_READS):
+                if not self._mourner.readable(member):
+                    break
         if member.phase in (Phase.LOST, Phase.GONE):
             self._gone(member)
         else:
@@ -160,7 +164,7 @@ class Farewell:
         self._cancel(member)
         if member.child.exit is not None:
             self._engine.unwatch(member.child.exit)
-        untouched = member.call is not None and member.child.untouched()
+        untouched = frozenset(id for id in member.calls if member.child.untouched(id))
         self._guardian.unwatch(member.child.pid)
         member.child.reap()
         if member.stream is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextvars
 import enum
-import threading
+import queue
 from dataclasses import dataclass, field
 from typing import (
     TYPE_CHECKING,
@@ -27,7 +27,7 @@ from typing import (
 from greenlet import getcurrent
 
 from .errors import LocalProtocolError
-from .messages import Reply
+from .messages import Reply, Told
 from .timers import Timer
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Cause(enum.Enum):
     LIMIT = "limit"
     TERMINATED = "terminated"
     MEMORY = "memory"
+    #: Another task in the same child had to be ended with it.
+    SIBLING = "sibling"
+    #: It gave up at its soft time limit.
+    SOFT_LIMIT = "soft limit"
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Loss:
     number: float = 0
     #: The last lines of the child's stderr.
     tail: List[str] = field(default_factory=list)
+    #: The request whose fault it is, where that is known.
+    of: Optional[str] = None
 
     def __str__(self) -> str:
         if not self.tail:
@@ -88,6 +94,15 @@ class Loss:
 
 
 Answer = Union[Reply, Loss]
+
+
+class Cancel(str, enum.Enum):
+    """Why a child is asked to give up a task; the values are those on the wire."""
+
+    SOFT_LIMIT = "soft_time_limit"
+    LIMIT = "time_limit"
+    REVOKED = "revoked"
+    SHUTDOWN = "shutdown"
 
 
 class Runtime(Protocol):
@@ -144,6 +159,10 @@ class Job:
         #: It lost its child before it asked anything, and must not go on.
         self.doomed: Optional[Loss] = None
         self.timer: Optional[Timer] = None
+        #: Why its child was asked to give up.
+        self.cancelled: Optional[Cancel] = None
+        #: Until its child is killed for not giving up.
+        self.grace_timer: Optional[Timer] = None
         #: When it will be killed, in seconds since the epoch; None without a limit.
         self.deadline: Optional[float] = None
         self._body = body
@@ -186,43 +205,57 @@ def current_job() -> Optional[Job]:
 
 
 class Waiter:
-    """How the host of a task waits for something that the engine delivers."""
+    """How the host of a task waits for what the engine delivers, one thing at a time.
+
+    What comes while the host is busy elsewhere waits for it, in order.
+    """
 
     def __init__(self, engine: "Engine") -> None:
         self._engine = engine
         self._greenlet = getcurrent() if engine.is_here() else None
-        self._event = None if self._greenlet else threading.Event()
-        self._value: Any = None
+        self._values: "queue.SimpleQueue[Any]" = queue.SimpleQueue()
+        self._waits = False
 
     def wait(self) -> Any:
-        """What `wake` was given. The engine goes on meanwhile."""
-        if self._event is None:
-            return self._engine.suspend()
-        self._event.wait()
-        return self._value
+        """The next value that `wake` was given. The engine goes on meanwhile."""
+        if self._greenlet is not None and self._values.empty():
+            self._waits = True
+            self._engine.suspend()
+        return self._values.get()
 
     def wake(self, value: Any) -> None:
-        """Go on with this value. Only from the engine's loop."""
-        if self._greenlet is not None:
-            self._engine.resume(self._greenlet, value)
-        else:
-            assert self._event is not None
-            self._value = value
-            self._event.set()
+        """Deliver a value. Only from the engine's loop."""
+        self._values.put(value)
+        if self._waits:
+            self._waits = False
+            assert self._greenlet is not None
+            self._engine.resume(self._greenlet, None)
 
 
 class Call:
     """One request to a child, from its encoded line to its reply or loss."""
 
-    __slots__ = ("id", "line", "job", "timer", "answer")
+    __slots__ = ("id", "line", "job", "member", "timer", "answer", "hear", "unheard")
 
     def __init__(
-        self, id: str, line: bytes, job: Optional[Job], answer: Callable[[Answer], None]
+        self,
+        id: str,
+        line: bytes,
+        job: Optional[Job],
+        answer: Callable[[Answer], None],
+        hear: Optional[Callable[[Told], bool]] = None,
     ) -> None:
         self.id = id
         self.line = line
         #: The job in whose slot it runs; None if a Python task asked for it.
         self.job = job
+        #: The child that was asked, as its pool sees it.
+        self.member: Any = None
         self.timer: Optional[Timer] = None
         #: Called once in the engine's loop, with what came of it.
         self.answer = answer
+        #: Called in the engine's loop with what the child says before its reply; tells
+        #: whether that has to be dealt with, and `Children.heard` called afterwards.
+        self.hear = hear
+        #: Events that have not been dealt with.
+        self.unheard = 0

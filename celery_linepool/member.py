@@ -6,7 +6,7 @@ The table says what may follow what; lost is for ever.
 from __future__ import annotations
 
 import enum
-from typing import Any, Dict, Mapping, Optional, Set
+from typing import Any, Dict, Mapping, Optional, Set, Union
 
 from .child import Child
 from .errors import LocalProtocolError
@@ -14,6 +14,9 @@ from .job import Call, Job, Loss
 from .recycle import Limits
 from .stderr import Stream
 from .timers import Timer
+from .voice import Voice
+
+Claim = Union[Job, Call]
 
 
 class Phase(enum.Enum):
@@ -22,8 +25,7 @@ class Phase(enum.Enum):
     #: Started a moment ago, and not offered to tasks yet.
     BOOTING = "booting"
     IDLE = "idle"
-    #: Reserved for a job that has not asked it yet.
-    RESERVED = "reserved"
+    #: It serves at least one claim.
     BUSY = "busy"
     #: Asked to end, at the stop of the worker.
     STOPPING = "stopping"
@@ -34,8 +36,7 @@ class Phase(enum.Enum):
 
 MOVES: Mapping[Phase, Set[Phase]] = {
     Phase.BOOTING: {Phase.IDLE, Phase.STOPPING, Phase.LOST},
-    Phase.IDLE: {Phase.RESERVED, Phase.BUSY, Phase.STOPPING, Phase.LOST},
-    Phase.RESERVED: {Phase.IDLE, Phase.BUSY, Phase.LOST},
+    Phase.IDLE: {Phase.BUSY, Phase.STOPPING, Phase.LOST},
     Phase.BUSY: {Phase.IDLE, Phase.LOST},
     Phase.STOPPING: {Phase.LOST},
     Phase.LOST: {Phase.GONE},
@@ -47,10 +48,20 @@ class Member:
     """A child in its pool: what it does and for whom."""
 
     def __init__(
-        self, child: Child, stream: Optional[Stream], limits: Limits, generation: int
+        self,
+        child: Child,
+        stream: Optional[Stream],
+        voice: Voice,
+        limits: Limits,
+        generation: int,
+        slot: int,
     ) -> None:
         self.child = child
         self.stream = stream
+        #: Logs what it says on its channel.
+        self.voice = voice
+        #: Its number in the pool, from 1 on; a successor may have it again.
+        self.slot = slot
         #: After which it is recycled.
         self.limits = limits
         self.generation = generation
@@ -62,10 +73,18 @@ class Member:
         #: KiB of its process tree when it was last looked at.
         self.memory = 0
         self.idle_since = child.born
-        self.job: Optional[Job] = None
-        self.call: Optional[Call] = None
+        #: What it serves: jobs that it is reserved for, and calls of nobody's slot.
+        self.claims: Dict[Claim, None] = {}
+        #: What it has been asked, by the id of the request.
+        self.calls: Dict[str, Call] = {}
+        #: Tasks in it that are given up: while there is one it gets no other.
+        self.condemned = 0
+        #: Whether it stands among those that can be given a task.
+        self.offered = False
+        #: Whether its stdout is not read for now, because it says too much.
+        self.paused = False
         self.served = 0
-        #: Why it is lost: becomes the answer to its call.
+        #: Why it is lost: becomes the answer to its calls.
         self.loss: Optional[Loss] = None
         self.timer: Optional[Timer] = None
 
@@ -75,11 +94,38 @@ class Member:
         ending = (Phase.STOPPING, Phase.LOST, Phase.GONE)
         return self.retiring is None and self.phase not in ending
 
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given one claim more."""
+        return (
+            self.phase in (Phase.IDLE, Phase.BUSY)
+            and self.retiring is None
+            and not self.condemned
+            and len(self.claims) < self.child.connection.inflight
+        )
+
+    def take(self, claim: Claim) -> None:
+        if self.phase is Phase.IDLE:
+            self.move(Phase.BUSY)
+        self.claims[claim] = None
+
+    def drop(self, claim: Claim) -> None:
+        """It does not serve this any more."""
+        del self.claims[claim]
+        if not self.claims and self.phase is Phase.BUSY:
+            self.move(Phase.IDLE)
+
+    def has(self, request_id: str) -> bool:
+        """Whether it serves a request of this id, or soon will."""
+        return any(claim.id == request_id for claim in self.claims)
+
     def info(self) -> Dict[str, Any]:
         """For ``celery inspect stats``. From any thread."""
         return {
             "pid": self.child.pid,
+            "slot": self.slot,
             "state": self.phase.value,
+            "inflight": len(self.claims),
             "tasks": self.served,
             "generation": self.generation,
             "memory_kib": self.memory,

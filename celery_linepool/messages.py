@@ -35,7 +35,7 @@ class Status(str, enum.Enum):
     IGNORED = "ignored"
     #: It was cancelled. Only of a child that said hello.
     CANCELLED = "cancelled"
-    #: It was not begun, and the child wants to be replaced. Only of one that said hello.
+    #: It was not begun; the child wants to be replaced. Only of one that said hello.
     RESTART = "restart"
 
 
@@ -84,12 +84,16 @@ class Hello:
 class Told:
     """An event of a child, about one of its requests or about itself."""
 
-    __slots__ = ("op", "id", "fields")
+    __slots__ = ("op", "id", "fields", "size")
 
-    def __init__(self, op: Op, id: Optional[str], fields: Dict[str, Any]):
+    def __init__(
+        self, op: Op, id: Optional[str], fields: Dict[str, Any], size: int = 0
+    ) -> None:
         self.op = op
         self.id = id
         self.fields = fields
+        #: Bytes of its line.
+        self.size = size
 
 
 class Noise:
@@ -118,11 +122,13 @@ class Reply:
 class Violation:
     """A child broke the protocol: what was wrong, and what was read."""
 
-    __slots__ = ("reason", "read")
+    __slots__ = ("reason", "read", "id")
 
-    def __init__(self, reason: str, read: bytes = b""):
+    def __init__(self, reason: str, read: bytes = b"", id: Optional[str] = None):
         self.reason = reason
         self.read = read
+        #: The request in flight whose reply it was meant to be, if it says so.
+        self.id = id
 
     def __str__(self) -> str:
         return f"{self.reason}; read {show(self.read)}" if self.read else self.reason

@@ -10,10 +10,11 @@ wanted, and calls it.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from functools import partial
-from typing import Any, Callable, List, Mapping, Optional, Protocol
+from typing import Any, Callable, FrozenSet, List, Mapping, Optional, Protocol
 
 from .backoff import Backoff
 from .child import Child
@@ -23,10 +24,12 @@ from .farewell import Farewell
 from .guardian import Guardian
 from .job import Cause, Loss
 from .member import Member, Phase
+from .protocol import Handshake
 from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain, Stream
 from .timers import Timer
+from .voice import Voice
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +53,13 @@ class Keeper(Protocol):
     def left(self, member: Member) -> None:
         """It must not be given tasks any more."""
 
-    def answer_lost(self, member: Member, untouched: bool, tail: List[str]) -> None:
-        """It is gone, or given up; its task must be told."""
+    def offer(self, member: Member) -> None:
+        """It may have room for a task, or have it no more."""
+
+    def answer_lost(
+        self, member: Member, untouched: FrozenSet[str], tail: List[str]
+    ) -> None:
+        """It is gone, or given up; its tasks must be told."""
 
     def failed_to_boot(self, error: BootError) -> None:
         """The pool's children do not start, and never have."""
@@ -93,7 +101,9 @@ class Nursery:
         self._drain = drain
         self._log_level = log_level
         self._keeper = keeper
-        self._farewell = Farewell(settings, engine, guardian, drain, self)
+        self.farewell = Farewell(settings, engine, guardian, drain, self)
+        #: Whether these children say hello, as far as one of them has shown it.
+        self._handshake = settings.handshake
         #: A child of this pool has answered: its command works.
         self._proven = False
         self._resetting = False
@@ -101,8 +111,8 @@ class Nursery:
         self._retry: Optional[Timer] = None
         self._ready: Callable[[Optional[BootError]], Any] = _nobody
         self._when_empty: Optional[Callable[[], Any]] = None
-        self.lose = self._farewell.lose
-        self.says = self._farewell.says
+        self.lose = self.farewell.lose
+        self.says = self.farewell.says
 
     # --- start and stop ---------------------------------------------------------------
 
@@ -110,16 +120,25 @@ class Nursery:
         """Start all children; `ready(error)` is called once they live, or do not."""
         self._ready = ready
         self._fill()
-        self._engine.call_later(START_GRACE, self._started, None)
+        if self._handshake is not Handshake.REQUIRED:
+            self._engine.call_later(START_GRACE, self._started, None)
 
     def _started(self, error: Optional[BootError]) -> None:
         ready, self._ready = self._ready, _nobody
         ready(error)
 
     def proven(self) -> None:
-        """A child has answered."""
+        """A child has answered, or said hello."""
         self._proven = True
         self.backoff.succeeded()
+
+    def greeted(self, member: Member) -> None:
+        """A child has said hello: it is ready. So its successors will say it, too."""
+        if self._handshake is Handshake.AUTO:
+            self._handshake = Handshake.REQUIRED
+        self.proven()
+        self._started(None)
+        self._booted(member)
 
     def stop(self, empty: Callable[[], Any]) -> None:
         """End all children, politely, then not; `empty()` when all are reaped."""
@@ -127,7 +146,7 @@ class Nursery:
         self._when_empty = empty
         for member in list(self.members):
             if member.phase in (Phase.IDLE, Phase.BOOTING):
-                self._farewell.stop(member)
+                self.farewell.stop(member)
             elif member.phase not in (Phase.LOST, Phase.STOPPING):
                 self.lose(member, Loss(Cause.DIED, self.says(member, "was stopped")))
         self._check_empty()
@@ -201,8 +220,10 @@ class Nursery:
         self.size = size
         surplus = len(self._staying()) - size
         # Whose end costs least goes first.
-        order = (Phase.BOOTING, Phase.IDLE, Phase.RESERVED, Phase.BUSY)
-        by_phase = sorted(self._staying(), key=lambda m: order.index(m.phase))
+        order = (Phase.BOOTING, Phase.IDLE, Phase.BUSY)
+        by_phase = sorted(
+            self._staying(), key=lambda m: (order.index(m.phase), len(m.claims))
+        )
         for member in by_phase[: max(0, surplus)]:
             self.retire(member, "the pool was shrunk")
         self._fill()
@@ -210,18 +231,22 @@ class Nursery:
     # --- recycling --------------------------------------------------------------------
 
     def retire(self, member: Member, why: str) -> None:
-        """End a healthy member: now if it is idle, otherwise after its task."""
+        """End a healthy member: now if it is idle, otherwise after its tasks."""
         if member.retiring is None:
             member.retiring = why
+            self._keeper.offer(member)
             if member.phase in (Phase.IDLE, Phase.BOOTING):
-                self.idle(member)
+                self._bid_farewell(member)
 
-    def idle(self, member: Member) -> bool:
-        """A member became idle; False if it is not to be given another task."""
-        member.idle_since = time.monotonic()
+    def released(self, member: Member) -> None:
+        """A member has a task less; perhaps it is not to be given another one."""
         self._recycle(member)
-        if member.retiring is None:
-            return True
+        if member.phase is Phase.IDLE:
+            member.idle_since = time.monotonic()
+            if member.retiring is not None:
+                self._bid_farewell(member)
+
+    def _bid_farewell(self, member: Member) -> None:
         logger.info(
             "linepool: pool %r: child pid %s is retired after %d tasks: %s",
             self._settings.name,
@@ -229,16 +254,19 @@ class Nursery:
             member.served,
             member.retiring,
         )
-        self._farewell.stop(member)
+        self.farewell.stop(member)
         self._fill()
-        return False
 
     def _recycle(self, member: Member) -> None:
         now = time.monotonic()
         age, idle = now - member.child.born, now - member.idle_since
+        if member.phase is not Phase.IDLE:
+            idle = 0
         why = member.limits.reached(member.served, member.memory, age, idle)
         if why is not None and member.retiring is None:
             member.retiring = why
+            # In the middle of other tasks it gets no more, and its successor can boot.
+            self._fill()
 
     def look(self, memory: Mapping[int, int]) -> None:
         """Find members whose time is up, or that use too much memory."""
@@ -251,7 +279,7 @@ class Nursery:
             if member.phase is Phase.IDLE:
                 self._recycle(member)
                 if member.retiring is not None:
-                    self.idle(member)
+                    self._bid_farewell(member)
 
     # --- reset ------------------------------------------------------------------------
 
@@ -313,9 +341,9 @@ class Nursery:
         self._keeper.left(member)
 
     def given_up(self, member: Member) -> None:
-        self._keeper.answer_lost(member, False, [])
+        self._keeper.answer_lost(member, frozenset(), [])
 
-    def gone(self, member: Member, untouched: bool, tail: List[str]) -> None:
+    def gone(self, member: Member, untouched: FrozenSet[str], tail: List[str]) -> None:
         self.members.remove(member)
         if not self.closed:
             self._account(member, untouched, tail)
@@ -324,16 +352,18 @@ class Nursery:
         self._fill()
         self._check_empty()
 
-    def _account(self, member: Member, untouched: bool, tail: List[str]) -> None:
+    def _account(
+        self, member: Member, untouched: FrozenSet[str], tail: List[str]
+    ) -> None:
         """Tell a child that cannot boot from one that had bad luck."""
         child = member.child
         if member.retiring is not None and member.loss is None:
             return
         self.replaced += 1
-        unasked = member.call is None or untouched
+        unasked = untouched.issuperset(member.calls)
         ours = member.loss is not None and member.loss.cause is not Cause.VIOLATION
         if not member.served and unasked and not ours:
-            young = time.monotonic() - child.born < BOOT_TIME
+            young = time.monotonic() - child.born < BOOT_TIME or not member.booted
             fatal = not self._proven and young and not child.ended_from_outside()
             what = member.loss.text if member.loss else child.exit_text()
             self._did_not_boot(member.generation, what, tail, fatal)
@@ -349,28 +379,53 @@ class Nursery:
     # --- the birth of a child ---------------------------------------------------------
 
     def _spawn(self) -> None:
-        child = Child(self._settings, self._settings.environment())
+        slot = self._free_slot()
+        env = self._settings.environment(slot, self.generation)
+        child = Child(self._settings, env, self._handshake)
         self._guardian.watch(child.pid)
+        name, pid = self._settings.name, child.pid
         stream = None
         if child.stderr is not None:
-            stream = Stream(
-                child.stderr, self._settings.name, child.pid, self._log_level
-            )
+            stream = Stream(child.stderr, name, pid, self._log_level)
             self._drain.add(stream)
-        member = Member(child, stream, self._limits.drawn(), self.generation)
+        voice = Voice(name, pid, self._log_level)
+        limits = self._limits.drawn()
+        member = Member(child, stream, voice, limits, self.generation, slot)
         self.members.append(member)
         watch = self._engine.watch
         watch(child.stdout, READ, partial(self._keeper.readable, member))
         if child.exit is not None:
-            watch(child.exit, READ, partial(self._farewell.exited, member))
+            watch(child.exit, READ, partial(self.farewell.exited, member))
         else:
-            self._engine.soon(self._farewell.poll_exit, member)
+            self._engine.soon(self.farewell.poll_exit, member)
+        self._await_boot(member)
+
+    def _free_slot(self) -> int:
+        taken = {member.slot for member in self.members}
+        return next(slot for slot in itertools.count(1) if slot not in taken)
+
+    def _await_boot(self, member: Member) -> None:
+        if self._handshake is Handshake.REQUIRED:
+            seconds = self._settings.boot_timeout
+            self._engine.call_later(seconds, self._no_hello, member)
+            return
         self._engine.call_later(START_GRACE, self._booted, member)
         if not self._resetting:
             # Nothing better can be had: its first task waits while it boots.
             self._keeper.born(member)
 
+    def _no_hello(self, member: Member) -> None:
+        if not member.booted and member.phase is Phase.BOOTING:
+            text = (
+                f"child pid {member.child.pid} said no hello within "
+                f"linepool_boot_timeout = {self._settings.boot_timeout:g} s; one of "
+                "the original protocol needs linepool_handshake = 'none'"
+            )
+            self.lose(member, Loss(Cause.VIOLATION, text))
+
     def _booted(self, member: Member) -> None:
+        if member.booted or member.phase in (Phase.LOST, Phase.GONE):
+            return
         member.booted = True
         if member.phase is Phase.BOOTING:
             self._keeper.born(member)

@@ -10,7 +10,12 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional
 
-from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from billiard.exceptions import (
+    SoftTimeLimitExceeded,
+    Terminated,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from celery.exceptions import Ignore, Reject, Retry
 
 from .errors import Abandoned, ForeignError, RemoteProtocolError
@@ -67,6 +72,11 @@ def _ignored(task: "ForeignTask", fields: Fields) -> Any:
     raise Ignore(_text(fields.get("message")) or "ignored by the child")
 
 
+def _cancelled(task: "ForeignTask", fields: Fields) -> Any:
+    # Those that we asked to give up do not come here.
+    raise ForeignError("the child says that it was cancelled, which nobody did")
+
+
 REPLIES: Mapping[Status, Callable[["ForeignTask", Fields], Any]] = {
     Status.OK: _ok,
     Status.ERROR: _error,
@@ -74,7 +84,9 @@ REPLIES: Mapping[Status, Callable[["ForeignTask", Fields], Any]] = {
     Status.RETRY: _retry,
     Status.REJECTED: _rejected,
     Status.IGNORED: _ignored,
+    Status.CANCELLED: _cancelled,
 }
+assert set(REPLIES) == set(Status) - {Status.RESTART}  # which another child gets
 
 
 def foreign_error(fields: Fields) -> Optional[ForeignError]:
@@ -112,6 +124,15 @@ def _died(loss: Loss) -> BaseException:
     return Abandoned(WorkerLostError(str(loss)))
 
 
+def _sibling(loss: Loss) -> BaseException:
+    return Abandoned(WorkerLostError(str(loss)), innocent=True)
+
+
+def _soft_limit(loss: Loss) -> BaseException:
+    limit: BaseException = SoftTimeLimitExceeded(loss.number)
+    return limit
+
+
 def _violation(loss: Loss) -> BaseException:
     return RemoteProtocolError(str(loss))
 
@@ -130,6 +151,8 @@ LOSSES: Mapping[Cause, Callable[[Loss], BaseException]] = {
     Cause.LIMIT: _limit,
     Cause.TERMINATED: _terminated,
     Cause.MEMORY: _died,
+    Cause.SIBLING: _sibling,
+    Cause.SOFT_LIMIT: _soft_limit,
 }
 
 __all__ = ("LOSSES", "REPLIES", "Retry", "foreign_error", "settle")

@@ -12,7 +12,7 @@ import os
 import select
 import threading
 import time
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from celery import signals
 from celery.concurrency.base import BasePool
@@ -22,7 +22,7 @@ from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
 
 from . import compat, control  # noqa: F401
-from .consumer import LinePoolStep
+from .consumer import MAX_NAMES, LinePoolStep, Strategies
 from .errors import Abandoned, BootError
 from .job import Job, State
 from .prefetch import Prefetch
@@ -89,7 +89,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._courier: Optional[threading.Thread] = None
         self._blocks: Dict[str, bool] = {}
         self._scaling = Scaling(self.settings)
-        self._prefetch = Prefetch({**self._scaling.sizes, LOCAL: 0})
+        slots = {n: p.size * p.inflight for n, p in self.settings.items()}
+        self._prefetch = Prefetch({**slots, LOCAL: 0})
         level = mlevel(self.app.conf.worker_redirect_stdouts_level)
         self.runtime = Runtime(
             self.app,
@@ -291,6 +292,17 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._jobs.discard(job)
             self._give_back(job)
 
+    def advertised(self, pool: str, tasks: Tuple[str, ...]) -> None:
+        """The children of a pool say what they serve: no message has to come first."""
+        strategies = getattr(self._consumer, "strategies", None)
+        for name in self.router.learn_tasks(pool, tasks)[:MAX_NAMES]:
+            if name in self.app.tasks:
+                continue
+            if isinstance(strategies, Strategies):
+                strategies[name]  # a missing one is made
+            else:
+                register(self.app, name)
+
     def boot_failed(self, error: BootError) -> None:
         if self.stage is Stage.RUNNING:
             logger.critical("linepool: the worker stops: %s", error)
@@ -399,7 +411,8 @@ class LinePool(BasePool):  # type: ignore[misc]
     @property
     def num_processes(self) -> int:
         """Slots of all pools; Celery's prefetch count is a multiple of it."""
-        return sum(self._scaling.sizes.values())
+        sizes = self._scaling.sizes
+        return sum(size * self.settings[name].inflight for name, size in sizes.items())
 
     def grow(self, n: int = 1) -> None:
         """Called by ``pool_grow`` and ``--autoscale``.
@@ -421,7 +434,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         for name, size in sizes.items():
             if size != self._scaling.sizes[name]:
                 self._scaling.sizes[name] = size
-                self._prefetch.resize(name, size)
+                self._prefetch.resize(name, size * self.settings[name].inflight)
                 self.runtime.resize(name, size)
 
     def restart(self) -> None:

@@ -42,6 +42,17 @@ class Handshake(enum.Enum):
     NONE = "none"
 
 
+class Stray(enum.Enum):
+    """What becomes of a line that is no JSON object."""
+
+    #: Noise after a hello, and before one as long as nothing has been asked.
+    AUTO = "auto"
+    #: Always a violation, as in the original protocol.
+    STRICT = "strict"
+    #: Noise until a child has shown by its first reply that it says no hello.
+    LOG = "log"
+
+
 class State(enum.Enum):
     """What a connection may do next."""
 
@@ -98,7 +109,7 @@ class Connection:
     Arguments:
         max_line: longest line in bytes that is accepted.
         inflight: requests that it may have at once, if its hello says as much.
-        strict: whether noise is a violation also of a child that said hello.
+        stray: what a line is that is no JSON object.
     """
 
     def __init__(
@@ -106,7 +117,7 @@ class Connection:
         max_line: int = MAX_LINE,
         handshake: Handshake = Handshake.NONE,
         inflight: int = 1,
-        strict: bool = False,
+        stray: Stray = Stray.AUTO,
     ) -> None:
         required = handshake is Handshake.REQUIRED
         self.state = State.STARTING if required else State.IDLE
@@ -119,7 +130,7 @@ class Connection:
         self._says_ids = False
         self._max_line = max_line
         self._most = inflight
-        self._strict = strict
+        self._stray = stray
         self._buffer = bytearray()
         self._searched = 0
 
@@ -188,6 +199,15 @@ class Connection:
         """Whether nothing that it might say would be right."""
         return self.state is State.IDLE and self.hello is None and not self._may_greet
 
+    def _may_chatter(self) -> bool:
+        """Whether a line that is no JSON object is noise just now."""
+        if self._stray is Stray.STRICT:
+            return False
+        if self.hello is not None:
+            return True
+        unasked = not self.requests or self._stray is Stray.LOG
+        return self._may_greet and unasked
+
     def receive_eof(self) -> Optional[bytes]:
         """The child's stdout ended; the unfinished line it left behind, if any."""
         self.move(Move.EOF)
@@ -208,37 +228,36 @@ class Connection:
         """What a line says; None if it says nothing that counts."""
         if len(line) > self._max_line:
             return self._violate(f"a line longer than {self._max_line} bytes", line)
-        first, self._may_greet = self._may_greet, False
         try:
             fields = parse_object(line)
         except RemoteProtocolError as exc:
             return self._no_object(line, str(exc))
         try:
-            if first and fields.get("op") == "hello":
+            if self._may_greet and fields.get("op") == "hello":
                 return self._greeted(hello_of(fields))
             if self.hello is not None and "op" in fields:
-                return self._told(fields)
+                return self._told(fields, len(line))
             if self.hello is not None and fields.get("id") is None:
                 return self._no_object(line, "a line without op or id")
             return self._reply(fields, line)
         except RemoteProtocolError as exc:
-            return self._violate(str(exc), line)
+            return self._violate(str(exc), line, fields.get("id"))
 
     def _no_object(self, line: bytes, reason: str) -> Event:
-        if self.hello is None or self._strict:
-            return self._violate(reason, line)
-        return Noise(line)
+        return Noise(line) if self._may_chatter() else self._violate(reason, line)
 
     def _greeted(self, hello: Hello) -> Hello:
         self.move(Move.HELLO)
+        self._may_greet = False
         self.hello = hello
         return hello
 
-    def _told(self, fields: Dict[str, Any]) -> Optional[Told]:
+    def _told(self, fields: Dict[str, Any], size: int) -> Optional[Told]:
         """An event, unless it is unknown to us, or comes too late."""
         told = told_of(fields)
-        if told is not None and told.id is not None and told.id not in self.requests:
+        if told is None or (told.id is not None and told.id not in self.requests):
             return None
+        told.size = size
         return told
 
     def _reply(self, fields: Dict[str, Any], line: bytes) -> Event:
@@ -254,12 +273,16 @@ class Connection:
             reply.id = next(iter(self.requests))  # of the original protocol: the one
         if reply.id not in self.requests:
             raise RemoteProtocolError("a reply to another id than the one asked")
+        self._may_greet = False
         del self.requests[reply.id]
         self.move(Move.REPLY if self.requests else Move.LAST_REPLY)
         return reply
 
-    def _violate(self, reason: str, line: Optional[bytes] = None) -> Violation:
+    def _violate(
+        self, reason: str, line: Optional[bytes] = None, id: Any = None
+    ) -> Violation:
         self.move(Move.VIOLATION)
         read = bytes(self._buffer) if line is None else line
         self._buffer.clear()
-        return Violation(reason, read)
+        known = isinstance(id, str) and id in self.requests
+        return Violation(reason, read, id if known else None)

@@ -95,8 +95,10 @@ class CeleryJob(Job):
             reason = TimeLimitExceeded(self.limit)  # in Celery's words
         # Where the worker ends, its children may have been told to end with it, which
         # says nothing about the task.
-        if isinstance(reason, WorkerLostError) and not ending and self._crashed(reason):
-            return
+        innocent = ending or getattr(raised, "innocent", False)
+        if isinstance(reason, WorkerLostError) and not innocent:
+            if self._crashed(reason):
+                return
         _call(self.error_callback, _einfo(reason))
 
     def _crashed(self, reason: WorkerLostError) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from .settings import PoolSettings, SettingError
 from .tasks import ForeignTask
@@ -17,6 +17,7 @@ class Router:
     def __init__(self, pools: Mapping[str, PoolSettings]) -> None:
         self._pools = pools
         self._by_name: Dict[str, Optional[str]] = {}
+        self._by_hello: Dict[str, str] = {}
         self._by_queue: Dict[str, str] = {}
         self._queue_names: Dict[Tuple[Any, Any], str] = {}
         for pool in pools.values():
@@ -38,10 +39,24 @@ class Router:
         ]
 
     def for_name(self, name: str) -> Optional[str]:
-        """The first pool one of whose globs covers the name."""
+        """The first pool whose globs cover the name, or whose children say it."""
         if name.startswith(BUILTIN):
             return None
-        return next((p.name for p in self._pools.values() if p.serves(name)), None)
+        by_glob = next((p.name for p in self._pools.values() if p.serves(name)), None)
+        return by_glob or self._by_hello.get(name)
+
+    def learn_tasks(self, pool: str, names: Iterable[str]) -> List[str]:
+        """Remember what the children of a pool say that they serve; the names of those.
+
+        Where two pools say the same, who said it first serves it.
+        """
+        found = []
+        for name in names:
+            if name and not name.startswith(BUILTIN):
+                self._by_name.pop(name, None)
+                self._by_hello.setdefault(name, pool)
+                found.append(name)
+        return found
 
     def for_queue(self, queue: Optional[str]) -> Optional[str]:
         return None if queue is None else self._by_queue.get(queue)

@@ -20,7 +20,9 @@ from typing import (
     Mapping,
     Optional,
     Protocol,
+    Tuple,
     Union,
+    cast,
 )
 
 from celery import Celery
@@ -28,6 +30,7 @@ from celery._state import _task_stack
 
 from .child import Child
 from .children import Children
+from .conversation import Conversation
 from .encoding import encode_request
 from .engine import Engine
 from .errors import BootError
@@ -36,6 +39,7 @@ from .job import Answer, Call, Job, State, Waiter, current_job
 from .local import Local
 from .mailbox import Mailbox
 from .memory import tree_sizes
+from .messages import Told
 from .monitor import Monitor
 from .recycle import Limits
 from .router import Router
@@ -71,6 +75,9 @@ class Front(Protocol):
 
     def soft_limit(self, job: Job) -> None: ...
 
+    def advertised(self, pool: str, tasks: Tuple[str, ...]) -> None:
+        """The children of a pool say that they serve these."""
+
     def boot_failed(self, error: BootError) -> None: ...
 
 
@@ -96,7 +103,7 @@ class Runtime:
         self._closing = False
         self._guardian = Guardian()
         self._drain = Drain()
-        slots = sum(pool.size for pool in pools.values())
+        slots = sum(pool.size * pool.inflight for pool in pools.values())
         self._threads = Threads("task", local_size + THREADS_PER_SLOT * slots)
         self._away: Union[BatchingAway, ThreadedAway, None] = None
         self._monitor = Monitor(self.engine, self._overdue, self._look)
@@ -115,6 +122,8 @@ class Runtime:
         self._measure = memory is not None or any(
             pool.memory_limit is not None for pool in pools.values()
         )
+        #: What the children of a pool said last that they serve.
+        self._advertised: Dict[str, Tuple[str, ...]] = {}
         self._touched = {name: self._mtime(name) for name in self.pools}
         self.local = Local(local_size, self)
         self._jobs_lane: Dict[str, Lane] = {**self.pools, LOCAL: self.local}
@@ -236,6 +245,11 @@ class Runtime:
     def soft_limit(self, job: Job) -> None:
         self.outbox.post(self._front.soft_limit, job)
 
+    def advertised(self, pool: str, tasks: Tuple[str, ...]) -> None:
+        if self._advertised.get(pool) != tasks:
+            self._advertised[pool] = tasks
+            self.outbox.post(self._front.advertised, pool, tasks)
+
     def failed_to_boot(self, error: BootError) -> None:
         self.outbox.post(self._front.boot_failed, error)
 
@@ -261,13 +275,29 @@ class Runtime:
         pool = self.pools[name]
         line = encode_request(request_id, payload, pool.settings.max_line)
         waiter = Waiter(self.engine)
+        talk = Conversation(task, self.run_aside, pool.settings.max_line)
         call = Call(request_id, line, job if own else None, waiter.wake)
+
+        def hear(told: Told) -> bool:
+            wanted = talk.take(told)
+            if wanted:
+                waiter.wake(told)
+            return wanted
+
+        call.hear = hear
         if self.engine.is_here():
             pool.send(call)
         else:
             self.engine.post(pool.send, call)
-        answer: Answer = waiter.wait()
-        return answer
+        while True:
+            said = waiter.wait()
+            if not isinstance(said, Told):
+                talk.close(said)
+                return cast(Answer, said)
+            answer = talk.hear(said)
+            # Not at once: from a greenlet that would not be the loop.
+            tell = self.engine.soon if self.engine.is_here() else self.engine.post
+            tell(pool.heard, call, answer)
 
     def run_aside(self, task: Any, call: Callable[[], Any]) -> Any:
         if not self.engine.is_here():

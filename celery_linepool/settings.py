@@ -19,7 +19,8 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Union
 import click
 from celery.exceptions import ImproperlyConfigured
 
-from .messages import MAX_LINE
+from .messages import MAX_LINE, PROTOCOL
+from .protocol import Handshake, Stray
 
 PREFIX = "linepool_"
 #: Variables that a child gets with ``inherit_env = False``.
@@ -67,6 +68,19 @@ class PoolSettings:
     stop_timeout: float = 10.0
     #: Longest line in bytes, either way.
     max_line: int = MAX_LINE
+    #: Tasks at once in one child, if its hello allows as many.
+    inflight: int = 1
+    #: Whether children say hello.
+    handshake: Handshake = Handshake.AUTO
+    #: Seconds from the start of a child to its hello, where that is waited for.
+    boot_timeout: float = 60.0
+    #: Seconds from a cancel to SIGKILL, where there is a choice: half of what container
+    #: schedulers allow for a stop.
+    cancel_grace: float = 5.0
+    #: What a line is that is no protocol.
+    stdout: Stray = Stray.AUTO
+    #: "stdio"; or "fd": the descriptors 3 and 4.
+    channel: str = "stdio"
     #: "log": each line to the logger ``celery_linepool.child.<pool>``; "inherit".
     stderr: str = "log"
     #: Seconds that a child lives, or stays idle, before it is recycled.
@@ -93,12 +107,23 @@ class PoolSettings:
     #: A file; when it is touched, the pool is reset.
     reset_file: Optional[str] = None
 
-    def environment(self) -> Dict[str, str]:
+    def environment(self, slot: int = 1, generation: int = 0) -> Dict[str, str]:
         """The environment that a child of this pool gets."""
         if self.inherit_env:
-            return {**os.environ, **self.env}
-        basic = {key: os.environ[key] for key in BASIC_ENV if key in os.environ}
-        return {**basic, **self.env}
+            inherited = dict(os.environ)
+        else:
+            inherited = {k: os.environ[k] for k in BASIC_ENV if k in os.environ}
+        original = self.handshake is Handshake.NONE
+        return {
+            **inherited,
+            **self.env,
+            "LINEPOOL_PROTOCOL": "1" if original else str(PROTOCOL),
+            "LINEPOOL_POOL": self.name,
+            "LINEPOOL_SLOT": str(slot),
+            "LINEPOOL_GENERATION": str(generation),
+            "LINEPOOL_MAX_LINE": str(self.max_line),
+            "LINEPOOL_CHANNEL": self.channel,
+        }
 
     def serves(self, name: str) -> bool:
         """Whether one of its globs covers this task name."""
@@ -193,10 +218,22 @@ def _mask(value: Any) -> int:
     return value
 
 
-def _stderr(value: Any) -> str:
-    if value not in ("log", "inherit"):
-        raise ValueError(f"must be 'log' or 'inherit', not {value!r}")
-    return str(value)
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            listed = ", ".join(map(repr, words[:-1]))
+            raise ValueError(f"must be {listed} or {words[-1]!r}, not {value!r}")
+        return str(value)
+
+    return check
+
+
+def _handshake(value: Any) -> Handshake:
+    return Handshake(_one_of(*(h.value for h in Handshake))(value))
+
+
+def _stray(value: Any) -> Stray:
+    return Stray(_one_of(*(s.value for s in Stray))(value))
 
 
 def _signal(value: Any) -> int:
@@ -229,12 +266,6 @@ def _rlimits(value: Any) -> Mapping[int, Tuple[int, int]]:
     return limits
 
 
-def _poison(value: Any) -> str:
-    if value not in ("fail", "reject"):
-        raise ValueError(f"must be 'fail' or 'reject', not {value!r}")
-    return str(value)
-
-
 CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "command": _command,
     "tasks": _strings,
@@ -249,12 +280,18 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "timeout": _seconds,
     "stop_timeout": _seconds,
     "max_line": _count,
-    "stderr": _stderr,
+    "inflight": _count,
+    "handshake": _handshake,
+    "boot_timeout": _seconds,
+    "cancel_grace": _seconds,
+    "stdout": _stray,
+    "channel": _one_of("stdio", "fd"),
+    "stderr": _one_of("log", "inherit"),
     "max_lifetime": _seconds,
     "idle_timeout": _seconds,
     "memory_limit": _count,
     "max_crashes": _count,
-    "on_poison": _poison,
+    "on_poison": _one_of("fail", "reject"),
     "soft_signal": _signal,
     "dump_signal": _signal,
     "max_boots": _count,
@@ -322,7 +359,14 @@ def _pool(
     if "command" not in values:
         raise SettingError(where, "has no command")
     if not values.get("tasks") and not values.get("queues"):
-        raise SettingError(where, "serves nothing; give it tasks or queues")
+        # What it serves is known when a child has said hello, and not before.
+        handshake = values.setdefault("handshake", Handshake.REQUIRED)
+        if handshake is not Handshake.REQUIRED:
+            raise SettingError(
+                where,
+                "serves nothing; give it tasks or queues, or handshake = 'required' "
+                "and children that say what they serve",
+            )
     return PoolSettings(name=name, **values)
 
 

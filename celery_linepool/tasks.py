@@ -19,6 +19,7 @@ from .errors import ForeignError, LinePoolError
 from .job import current_job
 from .outcomes import settle
 from .poison import HEADER as CRASHES
+from .tracing import context_of
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -87,6 +88,7 @@ class ForeignTask(Task):  # type: ignore[misc]
             value = getattr(request, key, None)
             if value is not None:
                 meta[key] = value
+        meta.update(context_of(request))
         return meta
 
     # --- run it again -----------------------------------------------------------------
@@ -146,6 +148,7 @@ def blocks(task: ForeignTask) -> bool:
         # Not task_has_custom: the worker puts a __call__ of its own into Celery's Task.
         or type(task).__call__ is not Task.__call__
         or type(task).run is not ForeignTask.run
+        or type(task).update_state is not Task.update_state
     )
 
 

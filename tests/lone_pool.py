@@ -94,6 +94,8 @@ class LonePool:
             settings, self.engine, self._guardian, self._drain, self, limits
         )
         self.boot_errors: list[BootError] = []
+        #: What children said that they serve.
+        self.advertisements: list[tuple[str, ...]] = []
         #: Ids of tasks that exceeded their soft time limit.
         self.late: list[str] = []
         self._ids = map(str, itertools.count(1))
@@ -192,6 +194,9 @@ class LonePool:
 
     def may_start(self, job: Job) -> bool:
         return True
+
+    def advertised(self, pool: str, tasks: tuple[str, ...]) -> None:
+        self.advertisements.append(tasks)
 
     def failed_to_boot(self, error: BootError) -> None:
         self.boot_errors.append(error)

@@ -235,14 +235,14 @@ def test_a_request_that_nobody_read_is_untouched(spawn: Spawn, line: bytes) -> N
     child.send("1", line)
     child.kill()
     wait_for_exit(child)
-    assert child.untouched()
+    assert child.untouched("1")
 
 
 def test_a_request_to_a_child_that_is_dead_already_is_untouched(spawn: Spawn) -> None:
     child = spawn("exits_unread.sh")
     wait_for_exit(child)
     assert child.send("1", SMALL) is True
-    assert child.untouched()
+    assert child.untouched("1")
     child.reap()
     assert child.exit_text() == "exited with status 0"
 
@@ -253,14 +253,14 @@ def test_a_request_that_was_read_in_part_is_touched(spawn: Spawn, line: bytes) -
     child.send("1", line)
     wait_for_exit(child)
     child.flush()
-    assert not child.untouched()
+    assert not child.untouched("1")
 
 
 def test_a_request_that_was_read_whole_is_touched(spawn: Spawn) -> None:
     child = spawn("exits_on_request.rb")
     assert talk(child) == ["eof"]
     wait_for_exit(child)
-    assert not child.untouched()
+    assert not child.untouched("1")
 
 
 def test_a_second_request_that_nobody_read_is_untouched(spawn: Spawn) -> None:
@@ -270,7 +270,7 @@ def test_a_second_request_that_nobody_read_is_untouched(spawn: Spawn) -> None:
     child.send("2", SMALL)
     child.kill()
     wait_for_exit(child)
-    assert child.untouched()
+    assert child.untouched("2")
 
 
 # --- how it ends ----------------------------------------------------------------------

@@ -16,14 +16,8 @@ from pathlib import Path
 import pytest
 from localprocess import eventually
 
-from celery_linepool.stderr import (
-    LOG_RATE,
-    MAX_LINE,
-    REMEMBERED,
-    Drain,
-    Stream,
-    printable,
-)
+from celery_linepool.stderr import REMEMBERED, Drain, Stream
+from celery_linepool.voice import LONGEST, RATE, printable
 
 CHILDREN = Path(__file__).with_name("children")
 PATIENCE = 30.0
@@ -160,8 +154,8 @@ def test_a_line_without_an_end_is_cut(stream: tuple[Stream, int]) -> None:
     for _ in range(10):
         os.write(fd, b"x" * 5000)
         reader.read()
-        assert len(reader._partial) < MAX_LINE
-    assert max(map(len, reader.tail())) == MAX_LINE
+        assert len(reader._partial) < LONGEST
+    assert max(map(len, reader.tail())) == LONGEST
 
 
 def test_draining_does_not_wait_for_whoever_holds_the_pipe(
@@ -212,7 +206,7 @@ def test_what_is_too_fast_for_the_log_is_counted(
 ) -> None:
     reader, fd = stream
     caplog.set_level(logging.INFO, LOGGER)
-    lines = 10 * LOG_RATE
+    lines = 10 * RATE
     os.write(fd, b"x\n" * lines)
     reader.read()
     reader.drain()
@@ -221,7 +215,7 @@ def test_what_is_too_fast_for_the_log_is_counted(
     dropped = sum(int(text.split()[1]) for text in reports)
     assert dropped and len(texts) - len(reports) + dropped == lines
     # Reading may have gone on into another second, not into many.
-    assert len(texts) <= 3 * (LOG_RATE + 1)
+    assert len(texts) <= 3 * (RATE + 1)
 
 
 # --- real children --------------------------------------------------------------------
