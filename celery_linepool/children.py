@@ -337,7 +337,6 @@ class Children:
         assert reply.id is not None  # the connection knows whose it is
         call = member.calls.pop(reply.id)
         job = call.job
-        self._nursery.proven()
         if job is not None:
             job.member = None
             self._deadlines.replied(job, member)
@@ -345,6 +344,7 @@ class Children:
             self._go_elsewhere(member, call)
             return []
         member.served += 1
+        self._nursery.proven()
         self._release(member, job or call)
         if job is not None:
             job.settling = True

@@ -128,7 +128,7 @@ class Nursery:
         ready(error)
 
     def proven(self) -> None:
-        """A child has answered, or said hello."""
+        """A child has answered."""
         self._proven = True
         self.backoff.succeeded()
 
@@ -136,7 +136,7 @@ class Nursery:
         """A child has said hello: it is ready. So its successors will say it, too."""
         if self._handshake is Handshake.AUTO:
             self._handshake = Handshake.REQUIRED
-        self.proven()
+        self._proven = True
         self._started(None)
         self._booted(member)
 

@@ -31,7 +31,13 @@ __all__ = ["PATIENCE", "LonePool", "Task", "eventually", "script"]
 PATIENCE = 60.0
 
 CHILDREN = Path(__file__).with_name("children")
-INTERPRETERS = {".rb": "ruby", ".pl": "perl", ".sh": "sh", ".py": sys.executable}
+INTERPRETERS = {
+    ".cjs": "node",
+    ".rb": "ruby",
+    ".pl": "perl",
+    ".sh": "sh",
+    ".py": sys.executable,
+}
 
 
 def script(name: str, *args: Any) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ from localprocess import eventually
 from celery_linepool.child import Child, State
 from celery_linepool.encoding import encode_request
 from celery_linepool.errors import SpawnError
-from celery_linepool.messages import Reply, Violation
+from celery_linepool.messages import Noise, Reply, Violation
+from celery_linepool.protocol import Handshake, Stray
 from celery_linepool.settings import PoolSettings
 
 CHILDREN = Path(__file__).with_name("children")
@@ -189,11 +190,23 @@ def test_a_print_during_a_task_is_a_violation(spawn: Spawn) -> None:
     assert not child.fit
 
 
-def test_a_banner_is_a_violation_before_anything_was_asked(spawn: Spawn) -> None:
-    child = spawn("speaks_unasked.rb")
+@pytest.mark.parametrize(
+    "options", [{"handshake": Handshake.NONE}, {"stdout": Stray.STRICT}]
+)
+def test_a_banner_is_a_violation_where_it_is_forbidden(
+    spawn: Spawn, options: dict[str, Any]
+) -> None:
+    child = spawn("speaks_unasked.rb", **options)
     [violation] = hear(child)
-    assert "without being asked" in str(violation)
+    assert isinstance(violation, Violation)
     assert not child.fit
+
+
+def test_a_banner_before_anything_was_asked_is_noise(spawn: Spawn) -> None:
+    child = spawn("speaks_unasked.rb")
+    [noise] = hear(child)
+    assert isinstance(noise, Noise)
+    assert child.fit
 
 
 def test_half_a_reply_is_left_over(spawn: Spawn) -> None:
@@ -553,7 +566,9 @@ def test_its_environment_may_be_scrubbed(
     assert env["TZ"] == "Europe/Paris"
     assert env["PATH"] == os.environ["PATH"]
     # LC_CTYPE is what Python sets for itself where there is no locale.
-    assert set(env) <= {"PATH", "HOME", "LANG", "TZ", "LINEPOOL_OWN", "LC_CTYPE"}
+    told = {"PROTOCOL", "POOL", "SLOT", "GENERATION", "MAX_LINE", "CHANNEL"}
+    ours = {"LINEPOOL_OWN", *(f"LINEPOOL_{name}" for name in told)}
+    assert set(env) <= {"PATH", "HOME", "LANG", "TZ", "LC_CTYPE", *ours}
 
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change the user")

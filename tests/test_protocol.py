@@ -35,7 +35,7 @@ from celery_linepool.messages import (
     parse_reply,
     show,
 )
-from celery_linepool.protocol import MOVES, Connection, Handshake, Move, State
+from celery_linepool.protocol import MOVES, Connection, Handshake, Move, State, Stray
 
 # --- one table, three ways ------------------------------------------------------------
 
@@ -279,9 +279,9 @@ HELLO = (
 )
 
 
-def greeted(inflight: int = 8, strict: bool = False) -> Connection:
+def greeted(inflight: int = 8, stray: Stray = Stray.AUTO) -> Connection:
     """A connection to a child that said hello, and may have three requests."""
-    connection = Connection(handshake=Handshake.AUTO, inflight=inflight, strict=strict)
+    connection = Connection(handshake=Handshake.AUTO, inflight=inflight, stray=stray)
     [hello] = connection.receive(HELLO)
     assert isinstance(hello, Hello)
     return connection
@@ -337,11 +337,50 @@ def test_a_hello_may_come_while_a_request_waits_for_it() -> None:
     assert [type(event) for event in events] == [Hello, Reply]
 
 
-@pytest.mark.parametrize("handshake", [Handshake.AUTO, Handshake.REQUIRED])
-def test_what_comes_before_a_hello_is_no_protocol(handshake: Handshake) -> None:
-    connection = Connection(handshake=handshake)
+def test_what_comes_before_a_hello_is_noise_until_something_was_asked() -> None:
+    for handshake in (Handshake.AUTO, Handshake.REQUIRED):
+        connection = Connection(handshake=handshake)
+        events = connection.receive(b"Booting ...\n" + HELLO)
+        assert [type(event) for event in events] == [Noise, Hello]
+    connection = Connection(handshake=Handshake.AUTO)
+    connection.request("1")
     [event] = connection.receive(b"Booting ...\n" + HELLO)
     assert isinstance(event, Violation)
+
+
+@pytest.mark.parametrize(
+    ("stray", "kinds"),
+    [(Stray.LOG, [Noise, Hello]), (Stray.STRICT, [Violation])],
+)
+def test_what_comes_before_a_hello_may_be_set(stray: Stray, kinds: list[type]) -> None:
+    connection = Connection(handshake=Handshake.AUTO, stray=stray)
+    connection.request("1")
+    events = connection.receive(b"Booting ...\n" + HELLO)
+    assert [type(event) for event in events] == kinds
+
+
+def test_after_its_first_reply_nothing_of_the_original_protocol_is_noise() -> None:
+    connection = Connection(handshake=Handshake.AUTO, stray=Stray.LOG)
+    connection.request("1")
+    connection.receive(b'{"id":"1","status":"ok"}\n')
+    connection.request("2")
+    [event] = connection.receive(b"noise\n")
+    assert isinstance(event, Violation)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id":"2","status":"fine"}',
+        b'{"id":"2","status":"retry","retry_after_secs":-1}',
+    ],
+)
+def test_a_violation_names_the_request_that_it_was_meant_for(line: bytes) -> None:
+    connection = greeted()
+    for id_ in ("1", "2"):
+        connection.request(id_)
+    [event] = connection.receive(line + b"\n")
+    assert isinstance(event, Violation) and event.id == "2"
 
 
 def test_there_is_one_hello_and_no_second() -> None:
@@ -402,7 +441,7 @@ def test_an_id_is_in_flight_once() -> None:
     [b'{"id":"2","status":"ok"}', b'{"id":"1","status":"fine"}', b'{"id":1,"op":1}x'],
 )
 def test_a_reply_that_is_none_breaks_a_child_that_said_hello(line: bytes) -> None:
-    connection = greeted(strict=True)
+    connection = greeted(stray=Stray.STRICT)
     connection.request("1")
     [event] = connection.receive(line + b"\n")
     assert isinstance(event, Violation)
@@ -469,7 +508,7 @@ def test_noise_is_let_through_unless_it_is_forbidden(line: bytes) -> None:
     assert isinstance(noise, Noise) and noise.line == line
     assert isinstance(reply, Reply)
 
-    [event] = greeted(strict=True).receive(line + b"\n")
+    [event] = greeted(stray=Stray.STRICT).receive(line + b"\n")
     assert isinstance(event, Violation)
 
 
@@ -577,7 +616,10 @@ def test_a_good_line(line: bytes, id_: str, status: Status) -> None:
 
 
 def test_every_status_has_a_good_line() -> None:
-    assert {status for _, _, status in GOOD} == set(Status) - {Status.CANCELLED}
+    assert {status for _, _, status in GOOD} == set(Status) - {
+        Status.CANCELLED,
+        Status.RESTART,
+    }
 
 
 #: (line, a part of the reason)

@@ -12,6 +12,7 @@ from celery import Celery
 from celery.exceptions import ImproperlyConfigured
 
 from celery_linepool.messages import MAX_LINE
+from celery_linepool.protocol import Handshake
 from celery_linepool.settings import CHECKS, PoolSettings, SettingError, read
 
 GOOD = {"command": ["ruby", "worker.rb"], "tasks": ["billing.*"]}
@@ -185,6 +186,12 @@ BAD = [
     ("stop_timeout", 0, "above 0"),
     ("max_line", 0, "1 or more"),
     ("max_line", 1e6, "whole number"),
+    ("inflight", 0, "1 or more"),
+    ("handshake", "maybe", "'auto', 'required' or 'none'"),
+    ("boot_timeout", -1, "above 0"),
+    ("cancel_grace", 0, "above 0"),
+    ("stdout", "loose", "'auto', 'strict' or 'log'"),
+    ("channel", 3, "'stdio' or 'fd'"),
     ("stderr", "file", "'log' or 'inherit'"),
     ("stderr", True, "'log' or 'inherit'"),
     ("stderr", ["log"], "'log' or 'inherit'"),
@@ -242,7 +249,10 @@ def test_every_option_has_a_bad_value() -> None:
         ({"linepool_pools": [GOOD]}, "linepool_pools: must be a dictionary"),
         ({"linepool_pools": {"a": ["x"]}}, "linepool_pools['a']: must be a dictionary"),
         ({"linepool_pools": {"a": {"tasks": ["*"]}}}, "linepool_pools['a']: has no"),
-        ({"linepool_pools": {"a": {"command": ["x"]}}}, "['a']: serves nothing"),
+        (
+            {"linepool_pools": {"a": {"command": ["x"], "handshake": "auto"}}},
+            "['a']: serves nothing",
+        ),
         (
             {"linepool_pools": {"a": {**GOOD, "sise": 2}}},
             "linepool_pools['a']['sise']: is no setting of celery-linepool; "
@@ -301,8 +311,29 @@ def test_the_environment_of_a_child(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.environ["LINEPOOL_B"] == "ours"
     monkeypatch.delenv("LANG", raising=False)
     found = pool(inherit_env=False, env={"X": "1"}).environment()
-    assert set(found) <= {"PATH", "HOME", "TZ", "X"}
+    names = {name for name in found if not name.startswith("LINEPOOL_")}
+    assert names <= {"PATH", "HOME", "TZ", "X"}
     assert found["X"] == "1"
+
+
+def test_what_a_child_is_told_of_itself() -> None:
+    found = pool(max_line=1000, channel="fd").environment(slot=3, generation=2)
+    told = {k: v for k, v in found.items() if k.startswith("LINEPOOL_")}
+    expected = {
+        "LINEPOOL_PROTOCOL": "2",
+        "LINEPOOL_POOL": "rails",
+        "LINEPOOL_SLOT": "3",
+        "LINEPOOL_GENERATION": "2",
+        "LINEPOOL_MAX_LINE": "1000",
+        "LINEPOOL_CHANNEL": "fd",
+    }
+    assert {k: told[k] for k in expected} == expected
+    assert pool(handshake="none").environment()["LINEPOOL_PROTOCOL"] == "1"
+
+
+def test_children_of_a_pool_that_names_no_task_have_to_say_hello() -> None:
+    found = read(conf(linepool_pools={"a": {"command": ["x"]}}), 1)
+    assert found["a"].handshake is Handshake.REQUIRED
 
 
 def test_settings_do_not_change_any_more() -> None:
