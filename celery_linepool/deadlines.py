@@ -150,7 +150,7 @@ class Deadlines:
             text = f"pool {name!r} had no child within linepool_timeout"
             self._seats.withdraw(call, Loss(Cause.LIMIT, text, seconds))
 
-    def terminate(self, job: Job, signum: int) -> None:
+    def terminate(self, job: Job, signum: int, why: Cancel = Cancel.REVOKED) -> None:
         """End a running job; Celery has been told already."""
         call, member = _call_of(job), job.member
         loss = Loss(Cause.TERMINATED, f"it was terminated by signal {signum}", signum)
@@ -162,7 +162,7 @@ class Deadlines:
         loss = Loss(loss.cause, loss.text, signum, of=call.id)
         # Whoever names another signal does not mean to ask.
         polite = signum == signal.SIGTERM
-        if polite and self._ask_to_give_up(job, Cancel.REVOKED, loss):
+        if polite and self._ask_to_give_up(job, why, loss):
             return
         member.child.signal_group(signum)
         self._lose(member, loss, SIGNAL_GRACE)

@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any, Deque, Dict, List
 
 from .children import Owner
-from .job import Job
+from .job import Cancel, Job
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Local:
         jobs, self._waiting = list(self._waiting), deque()
         return jobs
 
-    def terminate(self, job: Job, signum: int) -> None:
+    def terminate(self, job: Job, signum: int, why: Cancel) -> None:
         logger.warning(
             "linepool: %s[%s] is a Python task in a thread of the worker and cannot "
             "be terminated; it goes on",

@@ -130,6 +130,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._move(Stage.STOPPED)
             logger.critical("linepool: the worker does not start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
+        self._receive()  # what children said that they serve is known from the start
         if self._threaded:
             self._courier = threading.Thread(
                 target=self._carry, name="linepool-courier", daemon=True

@@ -14,7 +14,7 @@ from celery.worker import state as worker_state
 
 from . import compat, poison
 from .errors import Abandoned, PoisonError
-from .job import Job, State
+from .job import Cancel, Job, State
 from .settings import PoolSettings
 
 if TYPE_CHECKING:
@@ -70,7 +70,10 @@ class CeleryJob(Job):
 
     def terminate(self, signum: int) -> None:
         """Called by Celery, for ``revoke(terminate=True)`` and a cold shutdown."""
-        self._runtime.terminate(self, self.lane, signum)
+        # Not revoked but cancelled: the worker ends, or has lost its broker.
+        cancelled = getattr(self.request, "_already_cancelled", False)
+        why = Cancel.SHUTDOWN if cancelled else Cancel.REVOKED
+        self._runtime.terminate(self, self.lane, signum, why)
 
     def report(
         self, returned: Any, raised: Optional[BaseException], ending: bool

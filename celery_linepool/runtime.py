@@ -35,7 +35,7 @@ from .encoding import encode_request
 from .engine import Engine
 from .errors import BootError
 from .guardian import Guardian
-from .job import Answer, Call, Job, State, Waiter, current_job
+from .job import Answer, Call, Cancel, Job, State, Waiter, current_job
 from .local import Local
 from .mailbox import Mailbox
 from .memory import tree_sizes
@@ -201,8 +201,8 @@ class Runtime:
         """Have a job run by a pool, or by `LOCAL`."""
         self.engine.post(self._jobs_lane[lane].submit, job, first)
 
-    def terminate(self, job: Job, lane: str, signum: int) -> None:
-        self.engine.post(self._jobs_lane[lane].terminate, job, signum)
+    def terminate(self, job: Job, lane: str, signum: int, why: Cancel) -> None:
+        self.engine.post(self._jobs_lane[lane].terminate, job, signum, why)
 
     # --- the size of pools: any thread ------------------------------------------------
 

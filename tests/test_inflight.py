@@ -1,4 +1,4 @@
-"""Several tasks in one child: their order, their limits, and what becomes of siblings."""
+"""Several tasks in one child: order, limits, and what becomes of siblings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 from lone_pool import LonePool, eventually, script
 
 from celery_linepool.job import Cause
@@ -228,6 +229,7 @@ def test_what_a_dead_child_had_not_read_goes_to_another(lone_pool: Open, tmp_pat
     sibling = pool.task("talk.sleep", 60_000)
     read_by_its_child(pool)
     os.kill(pid, signal.SIGSTOP)
+    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
     unread = pool.task("talk.pid")
     eventually(lambda: busy(pool) == 2)
     os.kill(pid, signal.SIGKILL)
