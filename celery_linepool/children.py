@@ -25,23 +25,19 @@ from typing import (
 
 from .child import Child
 from .deadlines import SIGNAL_GRACE, Deadlines
-from .engine import READ, WRITE, Engine
+from .engine import WRITE, Engine
 from .errors import BootError
-from .farewell import EXIT_GRACE
 from .guardian import Guardian
-from .job import Answer, Call, Cancel, Cause, Job, Loss
+from .hearing import Hearing
+from .job import Call, Cause, Job, Loss
 from .member import Claim, Member, Phase
-from .messages import Hello, Noise, Op, Reply, Status, Told, Violation, show
+from .messages import show
 from .nursery import Nursery
 from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain
-from .voice import printable
 
 logger = logging.getLogger(__name__)
-
-#: Events of one task that wait to be dealt with; with more its child is not read.
-MAX_UNHEARD = 100
 
 
 class Owner(Protocol):
@@ -89,6 +85,11 @@ class Children:
             settings, engine, self._nursery.farewell, self, owner.soft_limit
         )
         self.terminate = self._deadlines.terminate
+        self._hearing = Hearing(
+            settings, engine, self._nursery, self._deadlines, self, owner.advertised
+        )
+        self.readable = self._hearing.readable
+        self.heard = self._hearing.heard
         #: Members that have room; the last one has been idle for the shortest time.
         self._free: List[Member] = []
         self._waiting: Deque[Claim] = deque()
@@ -132,7 +133,7 @@ class Children:
 
     def resize(self, size: int) -> None:
         self._nursery.resize(size)
-        self._serve()
+        self.serve()
 
     def look(self, memory: Mapping[int, int]) -> None:
         """Called now and then, with the KiB that children's trees use, by pid."""
@@ -150,7 +151,7 @@ class Children:
             self._waiting.appendleft(claim)
         else:
             self._waiting.append(claim)
-        self._serve()
+        self.serve()
 
     def flush(self) -> List[Job]:
         """Take all jobs out of the line that have not started."""
@@ -158,7 +159,7 @@ class Children:
         self._waiting = deque(c for c in self._waiting if isinstance(c, Call))
         return jobs
 
-    def _serve(self) -> None:
+    def serve(self) -> None:
         """Give children that have room to those that wait.
 
         At most as many tasks as there are slots may be between their reply and their
@@ -292,159 +293,23 @@ class Children:
             self._settling -= 1
         elif job.member is not None and job in job.member.claims:
             self.leave(job.member, job)  # it ended without asking anything
-        self._serve()
+        self.serve()
+
+    def settling(self, job: Job) -> None:
+        """A job has its answer; what is left is to settle it."""
+        job.settling = True
+        self._settling += 1
 
     def leave(self, member: Member, job: Job) -> None:
         """A job gives back a child that it has not asked."""
         job.member = None
-        self._release(member, job)
+        self.release(member, job)
 
-    def _release(self, member: Member, claim: Claim) -> None:
+    def release(self, member: Member, claim: Claim) -> None:
         member.drop(claim)
         self._name_task(member)
         self._nursery.released(member)
         self.offer(member)
-
-    # --- children to tasks ------------------------------------------------------------
-
-    def readable(self, member: Member) -> bool:
-        """Take what a child said; False if there was nothing, or nobody to hear it."""
-        if member.phase in (Phase.LOST, Phase.GONE):
-            return False
-        events = member.child.receive()
-        if member.phase is Phase.STOPPING:
-            # Nobody is asked any more, so nothing it says can be mistaken.
-            if member.child.eof:
-                self._engine.unwatch(member.child.stdout)
-            return events is not None
-        answers = []
-        for event in events or ():
-            if isinstance(event, Reply):
-                answers += self._replied(member, event)
-            else:
-                self._heard(member, event)
-        if member.child.eof:
-            # Its exit may follow in a moment, and with it the reason.
-            self._nursery.lose(member, None, EXIT_GRACE)
-        if answers:
-            # The child takes its next job before the last one is settled.
-            self._serve()
-            for call, answer in answers:
-                self._answer(call, answer)
-        return events is not None
-
-    def _replied(self, member: Member, reply: Reply) -> List[Tuple[Call, Answer]]:
-        assert reply.id is not None  # the connection knows whose it is
-        call = member.calls.pop(reply.id)
-        job = call.job
-        if job is not None:
-            job.member = None
-            self._deadlines.replied(job, member)
-        if reply.status is Status.RESTART and (job is None or job.doomed is None):
-            self._go_elsewhere(member, call)
-            return []
-        member.served += 1
-        self._nursery.proven()
-        self._release(member, job or call)
-        if job is not None:
-            job.settling = True
-            self._settling += 1
-        return [(call, self._answer_of(member, call, reply))]
-
-    def _answer_of(self, member: Member, call: Call, reply: Reply) -> Answer:
-        """What a reply means to a task that may have been told to give up."""
-        job = call.job
-        if job is None or reply.status is not Status.CANCELLED:
-            return reply if job is None or job.doomed is None else job.doomed
-        if job.doomed is not None:
-            return job.doomed
-        if job.cancelled is Cancel.SOFT_LIMIT:
-            text = self._nursery.says(member, "gave up at the soft time limit")
-            return Loss(Cause.SOFT_LIMIT, text, job.soft_limit or 0)
-        if job.cancelled is Cancel.SHUTDOWN:
-            text = self._nursery.says(member, "gave up because the worker ends")
-            return Loss(Cause.SIBLING, text)
-        return reply
-
-    def _go_elsewhere(self, member: Member, call: Call) -> None:
-        """A child has not begun a task and wants to be replaced."""
-        if member.served:
-            self._nursery.retire(member, "it asked to be replaced")
-        self._release(member, call.job or call)
-        if not member.served:
-            # Nor would its successor begin one, as far as we know: not at full speed.
-            text = self._nursery.says(member, "asked to be replaced at its first task")
-            self._nursery.lose(member, Loss(Cause.VIOLATION, text, of=call.id))
-        self.submit(call, first=True)
-
-    def _answer(self, call: Call, answer: Answer) -> None:
-        if call.timer is not None:
-            self._engine.cancel(call.timer)
-        call.answer(answer)
-
-    # --- what else they say -----------------------------------------------------------
-
-    def _heard(self, member: Member, event: Any) -> None:
-        if isinstance(event, Violation):
-            self._violated(member, event)
-        elif isinstance(event, Told):
-            self._told(member, event)
-        elif isinstance(event, Noise):
-            calls = list(member.calls)
-            member.voice.noise(event.line, calls[0] if len(calls) == 1 else None)
-        elif isinstance(event, Hello):
-            self._greeted(member, event)
-
-    def _violated(self, member: Member, violation: Violation) -> None:
-        text = self._nursery.says(member, f"broke the protocol: {violation}")
-        if not member.calls:
-            logger.error("linepool: %s; it is killed. %s", text, _STDOUT_HINT)
-        one = next(iter(member.calls)) if len(member.calls) == 1 else violation.id
-        loss = Loss(Cause.VIOLATION, text, of=one)
-        if one is None and member.calls:
-            loss = Loss(Cause.SIBLING, text)  # whose line it was, nobody can tell
-        self._nursery.lose(member, loss)
-
-    def _greeted(self, member: Member, hello: Hello) -> None:
-        if hello.inflight < self.settings.inflight:
-            logger.warning(
-                "linepool: pool %r: child pid %s serves %d tasks at once, not "
-                "linepool_inflight = %d",
-                self.settings.name,
-                member.child.pid,
-                hello.inflight,
-                self.settings.inflight,
-            )
-        self._owner.advertised(self.settings.name, hello.tasks)
-        self._nursery.greeted(member)
-        self.offer(member)
-        self._serve()
-
-    def _told(self, member: Member, told: Told) -> None:
-        if told.op is Op.LOG:
-            level, message = told.fields.get("level"), told.fields.get("message")
-            text = printable(str(message).encode("utf-8", "surrogatepass"))
-            name = level if isinstance(level, str) else "info"
-            member.voice.say(text, told.id, name)
-            return
-        call = member.calls.get(told.id or "")
-        if call is not None and call.hear is not None and call.hear(told):
-            call.unheard += 1
-            if call.unheard >= MAX_UNHEARD and not member.paused:
-                member.paused = True
-                self._engine.unwatch(member.child.stdout)
-
-    def heard(self, call: Call, answer: Optional[bytes]) -> None:
-        """An event has been dealt with; `answer` is the line that the child gets."""
-        call.unheard -= 1
-        member = call.member
-        if answer is not None and call.id in member.calls:
-            self.tell(member, answer)
-        if member.paused and call.unheard < MAX_UNHEARD:
-            member.paused = False
-            if member.phase in (Phase.IDLE, Phase.BUSY):
-                readable = partial(self.readable, member)
-                self._engine.watch(member.child.stdout, READ, readable)
 
     # --- what the nursery tells -------------------------------------------------------
 
@@ -453,7 +318,7 @@ class Children:
         self.offer(member)
         if member.offered:
             self._free.insert(0, self._free.pop())  # those that are warm come first
-        self._serve()
+        self.serve()
 
     def left(self, member: Member) -> None:
         if member.offered:
@@ -479,7 +344,7 @@ class Children:
                 # Not one byte of it was read: nothing was begun, nothing is lost.
                 self.submit(call, first=True)
             else:
-                self._answer(call, loss)
+                self._hearing.answer(call, loss)
 
     @property
     def _goes_on(self) -> bool:
@@ -506,7 +371,7 @@ class Children:
         for claim in self._waiting:
             if isinstance(claim, Call) and wanted in (claim, claim.job):
                 self._waiting.remove(claim)
-                self._answer(claim, loss)
+                self._hearing.answer(claim, loss)
                 return
 
     # --- for people -------------------------------------------------------------------
@@ -540,6 +405,3 @@ class Children:
             "replaced": self._nursery.replaced,
             "children": [member.info() for member in self.members()],
         }
-
-
-_STDOUT_HINT = "Its stdout is the protocol: print to stderr instead"
