@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 #: Longest text in bytes; a longer one is cut there.
 LONGEST = 8 * 1024
@@ -39,11 +39,18 @@ def printable(line: bytes) -> str:
 class Voice:
     """The log of one child, for one thread."""
 
-    def __init__(self, pool: str, pid: int, level: int) -> None:
+    def __init__(
+        self,
+        pool: str,
+        pid: int,
+        level: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pool = pool
         self._pid = pid
         self._level = level
         self._logger = logging.getLogger(f"celery_linepool.child.{pool}")
+        self._clock = clock
         self._second = 0
         self._logged = 0
         self._dropped = 0
@@ -87,7 +94,7 @@ class Voice:
             self._log(text, None, self._level, None)
 
     def _next_second(self) -> None:
-        second = int(time.monotonic())
+        second = int(self._clock())
         if second != self._second:
             self.close()
             self._second, self._logged = second, 0

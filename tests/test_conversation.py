@@ -187,6 +187,17 @@ def set_up(logger, **kwargs):
     worker.wait_for_log("INFO/celery_linepool.child.default/None/info: .* of no task")
 
 
+def test_a_flood_of_log_lines_is_counted_and_starves_nobody(talk):
+    worker = talk()
+    flood = worker.send("talk.logs", 100_000)
+    others = [worker.send("talk.sleep", 1) for _ in range(20)]
+    assert [worker.result(result) for result in others] == [1] * 20
+    assert worker.result(flood) == 100_000
+    worker.call("talk.logs", 1)
+    worker.wait_for_log(r"\.\.\. \d+ lines did not reach the log")
+    assert worker.log.count("] line ") < 50_000
+
+
 # --- publish --------------------------------------------------------------------------
 
 

@@ -65,6 +65,10 @@ const tasks = {
     say({ op: 'log', level: 'info', message: 'of no task' });
     return true;
   },
+  'talk.logs': async (id, meta, count) => {
+    for (let n = 0; n < count; n += 1) say({ op: 'log', id, level: 'info', message: `line ${n}` });
+    return count;
+  },
   'talk.noise': async (id, meta, text) => { console.log(text); console.log(text); return true; },
   'talk.publish': async (id, meta, message) => publish(id, message),
   'talk.publishes': async (id, meta, count, message) => {
