@@ -9,17 +9,16 @@ from __future__ import annotations
 import array
 import enum
 import fcntl
-import grp
 import os
-import pwd
 import resource
 import signal
 import subprocess
 import termios
 import time
 from collections import deque
-from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional, Tuple
+from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional
 
+from .accounts import account_of
 from .encoding import encode_op
 from .errors import SpawnError
 from .messages import Event
@@ -102,7 +101,7 @@ class Child:
         settings: "PoolSettings", env: Mapping[str, str]
     ) -> "subprocess.Popen[bytes]":
         try:
-            user, group, further = _account(settings)
+            user, group, further = account_of(settings)
             command = list(settings.command)
             if settings.channel == "fd":
                 command = ["/bin/sh", "-c", ON_OTHER_FDS, "sh", *command]
@@ -344,37 +343,6 @@ def _detach(stream: "Optional[IO[bytes]]") -> Optional[int]:
     fd = os.dup(stream.fileno())
     stream.close()
     return fd
-
-
-def _account(
-    settings: "PoolSettings",
-) -> Tuple[Optional[int], Optional[int], Optional[List[int]]]:
-    """User, group and further groups of a child, as numbers; None for ours.
-
-    Another user has the groups of its own, never ours. Looked up here because
-    subprocess would open pipes first and, before Python 3.12, leave them open.
-    """
-    user, group = settings.user, settings.group
-    gid = grp.getgrnam(group).gr_gid if isinstance(group, str) else group
-    if user is None:
-        return None, gid, None
-    if isinstance(user, str):
-        entry: Optional[pwd.struct_passwd] = pwd.getpwnam(user)
-    else:
-        entry = _entry_of(user)
-    if entry is None:
-        if int(user) < 0:
-            raise ValueError(f"there is no user {user}")
-        return int(user), gid, []
-    gid = entry.pw_gid if gid is None else gid
-    return entry.pw_uid, gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
-
-
-def _entry_of(uid: int) -> Optional[pwd.struct_passwd]:
-    try:
-        return pwd.getpwuid(uid)
-    except KeyError:
-        return None  # a number without a name
 
 
 def _exit_fd(pid: int) -> Optional[int]:
