@@ -8,6 +8,7 @@ given a claim.
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from functools import partial
 from typing import (
@@ -27,6 +28,7 @@ from .child import Child
 from .deadlines import SIGNAL_GRACE, Deadlines
 from .engine import WRITE, Engine
 from .errors import BootError
+from .figures import Figures
 from .guardian import Guardian
 from .hearing import Hearing
 from .job import Call, Cause, Job, Loss
@@ -78,15 +80,22 @@ class Children:
         self.settings = settings
         self._engine = engine
         self._owner = owner
+        self.figures = Figures()
         self._nursery = Nursery(
-            settings, limits, engine, guardian, drain, log_level, self
+            settings, limits, engine, guardian, drain, log_level, self, self.figures
         )
         self._deadlines = Deadlines(
             settings, engine, self._nursery.farewell, self, owner.soft_limit
         )
         self.terminate = self._deadlines.terminate
         self._hearing = Hearing(
-            settings, engine, self._nursery, self._deadlines, self, owner.advertised
+            settings,
+            engine,
+            self._nursery,
+            self._deadlines,
+            self,
+            self.figures,
+            owner.advertised,
         )
         self.readable = self._hearing.readable
         self.heard = self._hearing.heard
@@ -95,6 +104,8 @@ class Children:
         self._waiting: Deque[Claim] = deque()
         self._settling = 0
         self._killing = False
+        #: Whether no task is to be started.
+        self.paused = False
 
     def start(self, ready: Callable[[Optional[BootError]], Any]) -> None:
         """Start all children; `ready(error)` is called once they live, or do not."""
@@ -135,6 +146,11 @@ class Children:
         self._nursery.resize(size)
         self.serve()
 
+    def pause(self, paused: bool) -> None:
+        """Start no more tasks, or start them again; what runs goes on."""
+        self.paused = paused
+        self.serve()
+
     def look(self, memory: Mapping[int, int]) -> None:
         """Called now and then, with the KiB that children's trees use, by pid."""
         self._nursery.look(memory)
@@ -147,6 +163,7 @@ class Children:
 
     def submit(self, claim: Claim, first: bool = False) -> None:
         """Stand in line for a child."""
+        claim.since = claim.since or time.monotonic()
         if first:
             self._waiting.appendleft(claim)
         else:
@@ -169,6 +186,8 @@ class Children:
         slots = self.size * self.settings.inflight
         twins = []
         while self._waiting and self._free and self._settling < slots:
+            if self.paused and isinstance(self._waiting[0], Job):
+                break
             claim = self._waiting.popleft()
             if isinstance(claim, Job) and not self._owner.may_start(claim):
                 continue
@@ -207,6 +226,7 @@ class Children:
     def _begin(self, member: Member, job: Job) -> None:
         self._take(member, job)
         job.member = member
+        self.figures.waited.add(time.monotonic() - job.since)
         self._deadlines.begin(job)
         self._owner.accepted(job, member.child.pid)
         self._owner.start_job(job)
@@ -242,7 +262,7 @@ class Children:
             self._deadlines.begin_call(call)
             self._engine.soon(self.submit, call)
         elif job.doomed is not None:
-            self._engine.soon(call.answer, job.doomed)
+            self._engine.soon(self._hearing.answer, call, job.doomed)
         elif job.member is not None and job.member.child.fit:
             self._write(job.member, call)
         else:
@@ -260,7 +280,7 @@ class Children:
             self._nursery.lose(member, None)
 
     def _write(self, member: Member, call: Call) -> None:
-        call.member = member
+        call.member, call.sent = member, time.monotonic()
         member.calls[call.id] = call
         self._name_task(member)
         self._flow(member, member.child.send(call.id, call.line))
@@ -390,18 +410,28 @@ class Children:
             if job.deadline + (grace if len(member.claims) > 1 else 0) < now
         ]
 
+    def _waiting_seconds(self) -> float:
+        """How long the first in line has been waiting."""
+        try:
+            return round(time.monotonic() - self._waiting[0].since, 3)
+        except IndexError:
+            return 0.0
+
     def info(self) -> Dict[str, Any]:
         """For ``celery inspect stats``. From any thread."""
         return {
             "command": list(self.settings.command),
             "size": self.size,
+            "paused": self.paused,
             "inflight": self.settings.inflight,
             "generation": self._nursery.generation,
             "reset_error": self._nursery.reset_error,
             "failed_boots": self._nursery.backoff.failures,
             "next_boot_in": self._nursery.next_boot_in(),
             "waiting": len(self._waiting),
+            "waiting_seconds": self._waiting_seconds(),
             "settling": self._settling,
             "replaced": self._nursery.replaced,
+            **self.figures.info(),
             "children": [member.info() for member in self.members()],
         }

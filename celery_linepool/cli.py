@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 import click
 from celery.bin.control import control as control_command
+from celery.bin.control import inspect as inspect_command
 from celery.bin.worker import WorkersPool
 from celery.concurrency.base import BasePool
 from kombu.utils.imports import symbol_by_name
@@ -50,11 +51,14 @@ def _widen() -> None:
 
 def _add_control_commands() -> None:
     """Celery 5.3 has a fixed choice of names here too, made before it imports us."""
-    action = control_command.params[0]
-    if isinstance(action.type, click.Choice):
-        action.type = click.Choice(
-            [*action.type.choices, control.linepool_reset.__name__]
-        )
+    for command, more in (
+        (control_command, control.COMMANDS),
+        (inspect_command, control.INSPECTIONS),
+    ):
+        action = command.params[0]
+        if isinstance(action.type, click.Choice):
+            names = [function.__name__ for function in more]
+            action.type = click.Choice([*action.type.choices, *names])
 
 
 _widen()

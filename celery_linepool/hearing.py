@@ -7,16 +7,18 @@ task; everything else is the child's own affair.
 from __future__ import annotations
 
 import logging
+import time
 from functools import partial
 from typing import Any, Callable, List, Optional, Protocol, Tuple
 
 from .deadlines import Deadlines
 from .engine import READ, Engine
 from .farewell import EXIT_GRACE
+from .figures import Figures
 from .job import Answer, Call, Cancel, Cause, Job, Loss
 from .member import Claim, Member, Phase
 from .messages import Hello, Noise, Op, Reply, Status, Told, Violation
-from .nursery import Nursery
+from .nursery import ASKED, Nursery
 from .settings import PoolSettings
 from .voice import printable
 
@@ -62,6 +64,7 @@ class Hearing:
         nursery: Nursery,
         deadlines: Deadlines,
         line: Line,
+        figures: Figures,
         advertised: Callable[[str, Tuple[str, ...]], None],
     ) -> None:
         self._settings = settings
@@ -69,6 +72,7 @@ class Hearing:
         self._nursery = nursery
         self._deadlines = deadlines
         self._line = line
+        self._figures = figures
         self._advertised = advertised
 
     def readable(self, member: Member) -> bool:
@@ -108,6 +112,7 @@ class Hearing:
             self._go_elsewhere(member, call)
             return []
         member.served += 1
+        self._figures.ran.add(time.monotonic() - call.sent)
         self._nursery.proven()
         self._line.release(member, job or call)
         if job is not None:
@@ -132,7 +137,7 @@ class Hearing:
     def _go_elsewhere(self, member: Member, call: Call) -> None:
         """A child has not begun a task and wants to be replaced."""
         if member.served:
-            self._nursery.retire(member, "it asked to be replaced")
+            self._nursery.retire(member, ASKED)
         self._line.release(member, call.job or call)
         if not member.served:
             # Nor would its successor begin one, as far as we know: not at full speed.
@@ -141,8 +146,11 @@ class Hearing:
         self._line.submit(call, first=True)
 
     def answer(self, call: Call, answer: Answer) -> None:
+        """Tell a call what came of it."""
         if call.timer is not None:
             self._engine.cancel(call.timer)
+        came = answer.status if isinstance(answer, Reply) else answer.cause
+        self._figures.outcomes[came.value] += 1
         call.answer(answer)
 
     # --- what else they say -----------------------------------------------------------

@@ -159,6 +159,8 @@ class Job:
         #: It lost its child before it asked anything, and must not go on.
         self.doomed: Optional[Loss] = None
         self.timer: Optional[Timer] = None
+        #: When it was handed in, by the monotonic clock.
+        self.since = 0.0
         #: Why its child was asked to give up.
         self.cancelled: Optional[Cancel] = None
         #: Until its child is killed for not giving up.
@@ -235,7 +237,10 @@ class Waiter:
 class Call:
     """One request to a child, from its encoded line to its reply or loss."""
 
-    __slots__ = ("id", "line", "job", "member", "timer", "answer", "hear", "unheard")
+    __slots__ = (
+        *("id", "line", "job", "member", "timer", "since", "sent"),
+        *("answer", "hear", "unheard"),
+    )
 
     def __init__(
         self,
@@ -252,6 +257,8 @@ class Call:
         #: The child that was asked, as its pool sees it.
         self.member: Any = None
         self.timer: Optional[Timer] = None
+        #: When it stood in line, and when it was written, by the monotonic clock.
+        self.since = self.sent = 0.0
         #: Called once in the engine's loop, with what came of it.
         self.answer = answer
         #: Called in the engine's loop with what the child says before its reply; tells

@@ -6,6 +6,7 @@ The table says what may follow what; lost is for ever.
 from __future__ import annotations
 
 import enum
+import time
 from typing import Any, Dict, Mapping, Optional, Set, Union
 
 from .child import Child
@@ -17,6 +18,10 @@ from .timers import Timer
 from .voice import Voice
 
 Claim = Union[Job, Call]
+
+
+#: Tasks of one child that are shown: `inspect stats` has to fit into one message.
+SHOWN = 10
 
 
 class Phase(enum.Enum):
@@ -73,6 +78,8 @@ class Member:
         #: KiB of its process tree when it was last looked at.
         self.memory = 0
         self.idle_since = child.born
+        #: From its start to its hello; None if it said none.
+        self.boot_seconds: Optional[float] = None
         #: What it serves: jobs that it is reserved for, and calls of nobody's slot.
         self.claims: Dict[Claim, None] = {}
         #: What it has been asked, by the id of the request.
@@ -121,6 +128,8 @@ class Member:
 
     def info(self) -> Dict[str, Any]:
         """For ``celery inspect stats``. From any thread."""
+        now = time.monotonic()
+        calls = list(self.calls.values())
         return {
             "pid": self.child.pid,
             "slot": self.slot,
@@ -128,6 +137,16 @@ class Member:
             "inflight": len(self.claims),
             "tasks": self.served,
             "generation": self.generation,
+            "age_seconds": round(now - self.child.born, 1),
+            "boot_seconds": self.boot_seconds and round(self.boot_seconds, 3),
+            "doing": [
+                {
+                    "id": call.id,
+                    "task": call.job.name if call.job else None,
+                    "seconds": round(now - call.sent, 3),
+                }
+                for call in calls[:SHOWN]
+            ],
             "memory_kib": self.memory,
             "retiring": self.retiring,
         }

@@ -21,6 +21,7 @@ from .child import Child
 from .engine import READ, Engine
 from .errors import BootError, SpawnError
 from .farewell import Farewell
+from .figures import Figures
 from .guardian import Guardian
 from .job import Cause, Loss
 from .member import Member, Phase
@@ -33,6 +34,8 @@ from .voice import Voice
 
 logger = logging.getLogger(__name__)
 
+#: Why a child is retired, besides the limits, which are called as their settings are.
+RESET, SHRUNK, ASKED = "reset", "shrunk", "asked to be"
 #: Seconds that a child must live to count as booted: enough for an interpreter to
 #: find that its script is missing or wrong.
 START_GRACE = 0.5
@@ -73,6 +76,7 @@ class Nursery:
         limits: after which a child is recycled.
         log_level: of the children's stderr.
         keeper: who gives them tasks.
+        figures: where it counts.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Nursery:
         drain: Drain,
         log_level: int,
         keeper: Keeper,
+        figures: Figures,
     ) -> None:
         self.members: List[Member] = []
         #: Children wanted.
@@ -101,6 +106,7 @@ class Nursery:
         self._drain = drain
         self._log_level = log_level
         self._keeper = keeper
+        self._figures = figures
         self.farewell = Farewell(settings, engine, guardian, drain, self)
         #: Whether these children say hello, as far as one of them has shown it.
         self._handshake = settings.handshake
@@ -138,6 +144,8 @@ class Nursery:
             self._handshake = Handshake.REQUIRED
         self._proven = True
         self._started(None)
+        member.boot_seconds = time.monotonic() - member.child.born
+        self._figures.booted.add(member.boot_seconds)
         self._booted(member)
 
     def stop(self, empty: Callable[[], Any]) -> None:
@@ -225,7 +233,7 @@ class Nursery:
             self._staying(), key=lambda m: (order.index(m.phase), len(m.claims))
         )
         for member in by_phase[: max(0, surplus)]:
-            self.retire(member, "the pool was shrunk")
+            self.retire(member, SHRUNK)
         self._fill()
 
     # --- recycling --------------------------------------------------------------------
@@ -309,13 +317,13 @@ class Nursery:
         old = self._old(staying)
         if not old:
             self._end_reset(None)
-        elif any(m.retiring == _RESET for m in self.members) or not all(
+        elif any(m.retiring == RESET for m in self.members) or not all(
             m.booted for m in staying
         ):
             return  # one by one
         elif len(staying) > self.size:
             old.sort(key=lambda m: m.phase is not Phase.IDLE)
-            self.retire(old[0], _RESET)
+            self.retire(old[0], RESET)
         else:
             self._fill()
 
@@ -357,6 +365,8 @@ class Nursery:
     ) -> None:
         """Tell a child that cannot boot from one that had bad luck."""
         child = member.child
+        cause = member.loss.cause.value if member.loss else member.retiring
+        self._figures.restarts[cause or Cause.DIED.value] += 1
         if member.retiring is not None and member.loss is None:
             return
         self.replaced += 1
@@ -445,9 +455,6 @@ class Nursery:
         if self._settings.name == "default":
             return "linepool_command"
         return f"linepool_pools[{self._settings.name!r}]['command']"
-
-
-_RESET = "the pool is reset"
 
 
 def _nobody(error: Optional[BootError]) -> None:

@@ -421,7 +421,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         Raises:
             ValueError: no pool leaves its size to the worker's ``-c``.
         """
-        self._resize(self._scaling.grown(n, self.runtime.loads()))
+        self._resize(self._scaling.grown(n, self.runtime.loads()), n)
 
     def shrink(self, n: int = 1) -> None:
         """Called by ``pool_shrink`` and ``--autoscale``. Busy children finish first.
@@ -429,14 +429,31 @@ class LinePool(BasePool):  # type: ignore[misc]
         Raises:
             ValueError: so many may not be taken away. None is, then.
         """
-        self._resize(self._scaling.shrunk(n, self.runtime.loads()))
+        self._resize(self._scaling.shrunk(n, self.runtime.loads()), -n)
 
-    def _resize(self, sizes: Dict[str, int]) -> None:
+    def scale(self, name: str, size: int) -> None:
+        """Have so many children in one pool.
+
+        Raises:
+            ValueError: there is no such pool, or that is no size.
+        """
+        self._resize(self._scaling.fixed(name, size), 0)
+
+    def _resize(self, sizes: Dict[str, int], known: int) -> None:
+        """Have these sizes; Celery itself fetches for `known` slots more."""
+        before = self.num_processes
         for name, size in sizes.items():
             if size != self._scaling.sizes[name]:
                 self._scaling.sizes[name] = size
                 self._prefetch.resize(name, size * self.settings[name].inflight)
                 self.runtime.resize(name, size)
+        more = self.num_processes - before - known
+        if (
+            more
+            and self._consumer is not None
+            and self._consumer.initial_prefetch_count
+        ):
+            self._consumer._update_qos_eventually(more)
 
     def restart(self) -> None:
         """Called by ``pool_restart``."""
@@ -448,12 +465,37 @@ class LinePool(BasePool):  # type: ignore[misc]
         Raises:
             ValueError: there is no such pool.
         """
-        if name is not None and name not in self.settings:
+        for pool in self._named(name):
+            self.runtime.reset(pool)
+
+    def pause(self, name: Optional[str] = None) -> None:
+        """Start no more tasks in this pool, or in all; what runs goes on.
+
+        Raises:
+            ValueError: there is no such pool.
+        """
+        for pool in self._named(name):
+            logger.warning("linepool: pool %r is paused", pool)
+            self.runtime.pause(pool, True)
+
+    def resume(self, name: Optional[str] = None) -> None:
+        """Start tasks again.
+
+        Raises:
+            ValueError: there is no such pool.
+        """
+        for pool in self._named(name):
+            logger.warning("linepool: pool %r is resumed", pool)
+            self.runtime.pause(pool, False)
+
+    def _named(self, name: Optional[str]) -> List[str]:
+        if name is None:
+            return list(self.settings)
+        if name not in self.settings:
             raise ValueError(
                 f"no pool {name!r}; linepool_pools has {', '.join(self.settings)}"
             )
-        for pool in self.settings if name is None else [name]:
-            self.runtime.reset(pool)
+        return [name]
 
     def _get_info(self) -> Dict[str, Any]:
         info: Dict[str, Any] = super()._get_info()

@@ -209,6 +209,25 @@ class Runtime:
     def resize(self, name: str, size: int) -> None:
         self.engine.post(self.pools[name].resize, size)
 
+    def pause(self, name: str, paused: bool) -> None:
+        self.engine.post(self.pools[name].pause, paused)
+
+    def dump(self, pid: int) -> Dict[str, Any]:
+        """What is known of one child, whose stack is asked for if it can tell it.
+
+        Raises:
+            ValueError: there is no child with this pid.
+        """
+        for name, pool in self.pools.items():
+            for member in pool.members():
+                if member.child.pid == pid:
+                    signum = pool.settings.dump_signal
+                    if signum is not None:
+                        self.engine.post(member.child.signal, signum)
+                    stderr = member.stream.tail() if member.stream else []
+                    return {"pool": name, **member.info(), "stderr": stderr}
+        raise ValueError(f"no child has the pid {pid}; linepool_stats lists them")
+
     def loads(self) -> Dict[str, int]:
         """How many tasks each pool has. A guess, a moment old."""
         return {name: pool.load for name, pool in self.pools.items()}

@@ -35,6 +35,18 @@ class Scaling:
             )
         return self._followers
 
+    def fixed(self, name: str, size: int) -> Dict[str, int]:
+        """The sizes with so many in one pool, whatever its settings say.
+
+        Raises:
+            ValueError: there is no such pool, or that is no size.
+        """
+        if name not in self.sizes:
+            raise ValueError(f"no pool {name!r}; there are {', '.join(self.sizes)}")
+        if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+            raise ValueError(f"a pool cannot have {size!r} children")
+        return {**self.sizes, name: size}
+
     def grown(self, n: int, loads: Mapping[str, int]) -> Dict[str, int]:
         """The sizes with `n` more; `loads` are the tasks that each pool has.
 

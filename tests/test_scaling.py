@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -317,7 +318,105 @@ def test_a_worker_of_another_pool_has_nothing_to_reset(start_worker):
         pool="threads", tasks="from celery_linepool import ForeignTask"
     )
 
-    assert worker.control("linepool_reset") == {"error": "this worker has no LinePool"}
+    no_pool = {"error": "this worker has no LinePool"}
+    assert worker.control("linepool_reset") == no_pool
+    assert worker.control("linepool_scale", pool="one", n=1) == no_pool
+    assert worker.control("linepool_stats") == no_pool
+
+
+# --- scaled, paused, looked at by name ------------------------------------------------
+
+
+@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
+def test_a_pool_is_scaled_by_its_name(start_worker, broker):
+    conf = {**pools_of(one={}, fixed={"size": 1}), "worker_prefetch_multiplier": 1}
+    worker = start_worker(broker, args=("-c", "1"), conf=conf)
+    assert stats(worker)["prefetch_count"] == 2
+    answer = worker.control("linepool_scale", pool="fixed", n=3)
+    assert answer == {"ok": "fixed will have 3"}
+    assert eventually(lambda: len(pids(worker)) == 4)
+    assert sizes(worker) == {"one": 1, "fixed": 3}
+    eventually(lambda: stats(worker)["prefetch_count"] == 4)
+    worker.control("linepool_scale", pool="fixed", n=0)
+    assert eventually(lambda: len(pids(worker)) == 1)
+    eventually(lambda: stats(worker)["prefetch_count"] == 1)
+    refused = worker.control("linepool_scale", pool="other", n=1)
+    assert refused == {"error": "no pool 'other'; there are one, fixed"}
+    for n in (-1, "many", True):
+        refused = worker.control("linepool_scale", pool="one", n=n)
+        assert refused == {"error": f"a pool cannot have {n!r} children"}
+
+
+def test_growing_fetches_for_every_task_that_a_child_takes_at_once(start_worker):
+    talks = ["node", str(TESTS / "children" / "converses.cjs"), "8"]
+    conf = {"linepool_inflight": 8, "worker_prefetch_multiplier": 1}
+    worker = start_worker(command=talks, args=("-c", "1"), conf=conf)
+    assert stats(worker)["prefetch_count"] == 8
+    worker.control("pool_grow", n=2)
+    eventually(lambda: stats(worker)["prefetch_count"] == 24)
+    worker.control("pool_shrink", n=1)
+    eventually(lambda: stats(worker)["prefetch_count"] == 16)
+
+
+def test_a_pool_is_paused_and_resumed(start_worker, gates):
+    worker = start_worker(args=("-c", "1"), conf=POOLS)
+    gate = gates()
+    running = gate.send(worker, 1, "one.gate")
+    gate.wait()
+    assert worker.control("linepool_pause", pool="one") == {"ok": "paused"}
+    waiting = worker.send("one.pid")
+    assert worker.call("other.pid"), "the other one goes on"
+    gate.open()
+    assert worker.result(running[0]), "and what runs, too"
+    assert worker.call("other.pid")
+    pool = worker.control("linepool_stats")["one"]
+    assert pool["paused"] and pool["waiting"] == 1 and pool["waiting_seconds"] > 0
+    assert not waiting.ready()
+    assert worker.control("linepool_resume") == {"ok": "resumed"}
+    assert worker.result(waiting)
+    assert "error" in worker.control("linepool_pause", pool="another")
+
+
+def test_stats_say_what_was_done_and_is_being_done(start_worker, gates):
+    worker = start_worker(args=("-c", "1"), conf=pools_of(one={}))
+    for _ in range(3):
+        pid = worker.call("one.pid")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: pids(worker) and pid not in pids(worker))
+    gate = gates()
+    [running] = gate.send(worker, 1, "one.gate")
+    [busy] = gate.wait()
+
+    pool = worker.control("linepool_stats")["one"]
+    assert pool["outcomes"] == {"ok": 3}
+    assert pool["restarts"] == {"died": 1}
+    assert pool["run_seconds"]["count"] == 3
+    assert 0 < pool["run_seconds"]["p50"] <= pool["run_seconds"]["p99"]
+    assert pool["wait_seconds"]["count"] == 4
+    [child] = pool["children"]
+    assert child["pid"] == busy and child["age_seconds"] > 0
+    [doing] = child["doing"]
+    assert (doing["id"], doing["task"]) == (running.id, "one.gate")
+    assert doing["seconds"] > 0
+    assert stats(worker)["pool"]["pools"]["one"]["outcomes"] == {"ok": 3}
+    gate.open()
+    assert worker.result(running)
+
+
+def test_a_child_tells_where_it_hangs(start_worker, gates):
+    conf = pools_of(one={"dump_signal": "QUIT"})
+    worker = start_worker(args=("-c", "1"), conf=conf)
+    gate = gates()
+    [running] = gate.send(worker, 1, "one.gate")
+    [pid] = gate.wait()
+    child = worker.control("linepool_dump", pid=pid)
+    assert (child["pool"], child["pid"]) == ("one", pid)
+    assert child["doing"][0]["id"] == running.id
+    worker.wait_for_log("it hangs here")
+    assert "it hangs here" in worker.control("linepool_dump", pid=pid)["stderr"]
+    assert "no child has the pid 1;" in worker.control("linepool_dump", pid=1)["error"]
+    gate.open()
+    assert worker.result(running)
 
 
 # --- recycled -------------------------------------------------------------------------
