@@ -138,6 +138,16 @@ class Children:
         """Tasks that wait, or are served. From any thread."""
         return len(self._waiting) + sum(len(m.claims) for m in self.members())
 
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a child. From any thread."""
+        return len(self._waiting)
+
+    @property
+    def failed_boots(self) -> int:
+        """Boots that failed since the last one that did not. From any thread."""
+        return self._nursery.backoff.failures
+
     def members(self) -> List[Member]:
         """Every child, also those that end. From any thread: one slice is atomic."""
         return self._nursery.members[:]
@@ -426,9 +436,9 @@ class Children:
             "inflight": self.settings.inflight,
             "generation": self._nursery.generation,
             "reset_error": self._nursery.reset_error,
-            "failed_boots": self._nursery.backoff.failures,
+            "failed_boots": self.failed_boots,
             "next_boot_in": self._nursery.next_boot_in(),
-            "waiting": len(self._waiting),
+            "waiting": self.waiting,
             "waiting_seconds": self._waiting_seconds(),
             "settling": self._settling,
             "replaced": self._nursery.replaced,

@@ -21,7 +21,7 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
 
-from . import compat, control  # noqa: F401
+from . import compat, control, metrics  # noqa: F401
 from .consumer import MAX_NAMES, LinePoolStep, Strategies
 from .errors import Abandoned, BootError
 from .job import Job, State
@@ -30,7 +30,7 @@ from .request import CeleryJob
 from .router import Router
 from .runtime import LOCAL, Runtime
 from .scaling import Scaling
-from .settings import SettingError, read
+from .settings import SettingError, metrics_address, read
 from .tasks import ForeignTask, blocks, has_callbacks, register
 
 logger = get_logger(__name__)
@@ -81,6 +81,8 @@ class LinePool(BasePool):  # type: ignore[misc]
             if name not in self.app.tasks:
                 register(self.app, name)
         self.app.steps["consumer"].add(LinePoolStep)
+        self._metrics = metrics_address(self.app.conf)
+        self._stop_metrics: Callable[[], None] = _nothing
         self._threaded = bool(self.options.get("threads", True))
         self._jobs: Set[CeleryJob] = set()
         self._consumer: Any = None
@@ -130,6 +132,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._move(Stage.STOPPED)
             logger.critical("linepool: the worker does not start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
+        self._serve_metrics()
         self._receive()  # what children said that they serve is known from the start
         if self._threaded:
             self._courier = threading.Thread(
@@ -137,6 +140,16 @@ class LinePool(BasePool):  # type: ignore[misc]
             )
             self._courier.start()
         self._move(Stage.RUNNING)
+
+    def _serve_metrics(self) -> None:
+        if self._metrics is None:
+            return
+        try:
+            self._stop_metrics = metrics.serve(self.runtime.pools, *self._metrics)
+        except (OSError, ImportError) as exc:
+            # Tasks are worth more than their figures.
+            host, port = self._metrics
+            logger.error("linepool: no metrics at %s:%d: %s", host, port, exc)
 
     @property
     def _hostname(self) -> Any:
@@ -365,6 +378,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         if polite and self._has_ended():
             return  # a signal handler terminated the pool meanwhile
         self._pump(0)
+        self._stop_metrics()
         self._move(Stage.STOPPED)
         if self._courier is not None:
             self.runtime.outbox.post(_nothing)
@@ -518,4 +532,4 @@ LinePool.__module__ = "celery_linepool"
 
 
 def _nothing() -> None:
-    """Wakes a thread."""
+    """Wakes a thread, or stands for what there is not."""

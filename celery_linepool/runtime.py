@@ -7,6 +7,7 @@ Everything else here runs in the engine, or in the host of a task.
 from __future__ import annotations
 
 import contextvars
+import itertools
 import logging
 import os
 import queue
@@ -56,6 +57,8 @@ LOCAL = "(python)"
 #: Jobs that a slot may have in threads at once: one that runs, one that is being
 #: settled, and one call that one of them made aside.
 THREADS_PER_SLOT = 3
+#: Looks of the monitor at which memory is measured, where no limit depends on it.
+FOR_PEOPLE = 10
 
 
 class Front(Protocol):
@@ -119,9 +122,11 @@ class Runtime:
             )
             for name, pool in pools.items()
         }
-        self._measure = memory is not None or any(
+        self._looks = itertools.count()
+        limited = memory is not None or any(
             pool.memory_limit is not None for pool in pools.values()
         )
+        self._measure_every = 1 if limited else FOR_PEOPLE
         #: What the children of a pool said last that they serve.
         self._advertised: Dict[str, Tuple[str, ...]] = {}
         self._touched = {name: self._mtime(name) for name in self.pools}
@@ -352,7 +357,8 @@ class Runtime:
     # --- for the monitor and for people -----------------------------------------------
 
     def _look(self) -> None:
-        sizes = tree_sizes(self.pids()) if self._measure else {}
+        measure = next(self._looks) % self._measure_every == 0
+        sizes = tree_sizes(self.pids()) if measure else {}
         for name, pool in self.pools.items():
             self.engine.post(pool.look, sizes)
             touched = self._mtime(name)

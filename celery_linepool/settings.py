@@ -20,6 +20,8 @@ from .messages import MAX_LINE, PROTOCOL
 from .protocol import Handshake, Stray
 
 PREFIX = "linepool_"
+#: Settings that are of no single pool.
+OF_THE_WORKER = {"linepool_pools", "linepool_metrics"}
 #: Variables that a child gets with ``inherit_env = False``.
 BASIC_ENV = ("PATH", "HOME", "LANG", "TZ")
 
@@ -197,8 +199,25 @@ def _pool(
     return PoolSettings(name=name, **values)
 
 
+def metrics_address(conf: Any) -> Optional[Tuple[str, int]]:
+    """Where Prometheus is answered, as host and port; None for nowhere.
+
+    Raises:
+        SettingError: the setting is no address.
+    """
+    value = conf.get("linepool_metrics")
+    if value is None:
+        return None
+    host, colon, port = str(value).rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise SettingError(
+            "linepool_metrics", f"must be a host and a port, not {value!r}"
+        )
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
 def _refuse_unknown(conf: Any) -> None:
-    known = {PREFIX + option for option in CHECKS} | {"linepool_pools"}
+    known = {PREFIX + option for option in CHECKS} | OF_THE_WORKER
     for key in _keys(conf):
         if key not in known:
             raise SettingError(key, _unknown(key, known))
