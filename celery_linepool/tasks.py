@@ -6,7 +6,6 @@ before and after, is Celery's.
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from typing import TYPE_CHECKING, Any, Dict, Optional, Type, cast
 
@@ -82,8 +81,7 @@ class ForeignTask(Task):  # type: ignore[misc]
             "crashes": getattr(request, CRASHES, None) or 0,
         }
         if deadline is not None:
-            utc = datetime.timezone.utc
-            meta["deadline"] = datetime.datetime.fromtimestamp(deadline, utc)
+            meta["deadline"] = round(deadline, 3)
         for key in ("root_id", "parent_id", "group", "eta", "expires", "headers"):
             value = getattr(request, key, None)
             if value is not None:

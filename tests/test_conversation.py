@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_a_child_is_told_who_it_is(talk):
     assert env["LINEPOOL_GENERATION"] == "0"
     assert env["LINEPOOL_MAX_LINE"] == "100000"
     assert env["LINEPOOL_CHANNEL"] == "stdio"
+
+
+def test_a_child_is_told_when_its_task_has_to_be_done(talk):
+    worker = talk()
+    before = time.time()
+    deadline = worker.call("talk.meta", time_limit=50)["deadline"]
+    assert before + 50 <= deadline <= time.time() + 50
 
 
 def test_a_child_that_says_no_hello_in_time_is_told_so(start_worker):
