@@ -38,6 +38,8 @@ logger = get_logger(__name__)
 #: Seconds between looks at a connection's heartbeat while the pool drains. Brokers
 #: close a connection after some tens of seconds without one.
 HEARTBEAT = 1.0
+#: Seconds between lines in the log while the pool drains.
+PATIENCE = 30.0
 
 
 class Stage(enum.Enum):
@@ -357,8 +359,11 @@ class LinePool(BasePool):  # type: ignore[misc]
         if self.stage is Stage.NEW:
             return
         self.on_close()
-        beat = 0.0
+        beat = said = float("-inf")
         while self._jobs and self.stage is Stage.CLOSED:
+            if time.monotonic() - said > PATIENCE:
+                said = time.monotonic()
+                logger.info("linepool: waiting for %d tasks", len(self._jobs))
             self._pump(HEARTBEAT / 4)
             if time.monotonic() - beat > HEARTBEAT:
                 beat = time.monotonic()
