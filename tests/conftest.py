@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import workers
 from celery import _state
+from hypothesis import settings
 from leaks import LeakGuard, leak_guard
 from localprocess import Servers, Watchdog
 from lone_pool import LonePool
@@ -17,6 +18,10 @@ from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
 
 __all__ = ["leak_guard"]
+
+# How long an example takes is the machine's affair.
+settings.register_profile("linepool", deadline=None)
+settings.load_profile("linepool")
 
 FACTORY: pytest.StashKey[workers.WorkerFactory] = pytest.StashKey()
 

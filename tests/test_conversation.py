@@ -365,14 +365,16 @@ def test_a_cold_shutdown_leaves_time_for_a_last_reply(talk, tmp_path):
 
 
 @brokers
-def test_a_worker_fetches_for_all_its_slots(talk, broker):
+def test_a_worker_fetches_for_all_its_slots(talk, broker, tmp_path):
     worker = talk(
         broker, inflight=32, args=("-c", "2"), conf={"worker_prefetch_multiplier": 1}
     )
     assert worker.inspect("stats")["pool"]["max-concurrency"] == 64
-    results = [worker.send("talk.sleep", 1000) for _ in range(64)]
+    mark = tmp_path / "mark"
+    results = [worker.send("talk.wait", str(mark)) for _ in range(64)]
     eventually(lambda: len(worker.inspect("active")) == 64)
-    assert [worker.result(result) for result in results] == [1000] * 64
+    mark.touch()
+    assert [worker.result(result) for result in results] == ["seen"] * 64
 
 
 # --- tracing --------------------------------------------------------------------------
