@@ -32,10 +32,10 @@ final class Outcome extends \Exception
         parent::__construct($reply['status']);
     }
 
-    public static function retry(string $message = '', int|float|null $after = null): self
+    public static function retry(?string $message = null, int|float|null $after = null): self
     {
-        $after = $after === null ? [] : ['retry_after_secs' => $after];
-        return new self(['status' => 'retry', 'message' => $message] + $after);
+        $reply = ['status' => 'retry', 'message' => $message, 'retry_after_secs' => $after];
+        return new self(array_filter($reply, fn ($field) => $field !== null));
     }
 
     public static function throttle(int|float $after = 60): self
@@ -60,8 +60,6 @@ final class Task
     public int $retries;
     /** Seconds since 1970; the child is killed then. */
     public ?float $deadline;
-    /** @internal */
-    public ?string $reason = null;
 
     public function __construct(
         private Child $child,
@@ -77,7 +75,7 @@ final class Task
     public function cancelled(): ?string
     {
         $this->child->listen(0);
-        return $this->reason;
+        return $this->child->cancels[$this->id] ?? null;
     }
 
     /** Ends the task if it was cancelled: for loops that take long. */
@@ -116,6 +114,8 @@ final class Task
 
 final class Child
 {
+    /** @internal */
+    public array $cancels = [];
     private $in;
     private $out;
     private array $instead;
@@ -261,8 +261,7 @@ final class Child
         $came = !feof($this->in) && stream_select($ready, $none, $none, $seconds);
         restore_error_handler();
         $data = $came ? (string) fread($this->in, 65536) : '';
-        $this->heard .= $data;
-        $lines = explode("\n", $this->heard);
+        $lines = explode("\n", $this->heard .= $data);
         $this->heard = array_pop($lines);
         array_map([$this, 'take'], $lines);
         return $data !== '';
@@ -275,8 +274,9 @@ final class Child
         $op = $message['op'] ?? 'request';
         if ($op === 'request') {
             $this->requests[] = $message;
-        } elseif ($op === 'cancel' && $this->current?->id === $message['id']) {
-            $this->current->reason = $message['reason'];
+            $this->cancels = []; // of what was replied to, under the same id perhaps
+        } elseif ($op === 'cancel') {
+            $this->cancels[$message['id']] = $message['reason'];
         } elseif ($op === 'answer') {
             $this->answers[$message['seq']] = $message;
         } elseif ($op === 'stop') {
