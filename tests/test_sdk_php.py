@@ -193,7 +193,9 @@ def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
 )
 def test_values_come_back_as_they_were(child: Child, value: Any) -> None:
     reply = child.ask("echo", value, key=value)
-    assert reply == {"status": "ok", "result": [[value], {"key": value}]}
+    assert reply["status"] == "ok"
+    # The text, since to Python 1.0 is 1.
+    assert repr(reply["result"]) == repr([[value], {"key": value}])
 
 
 @pytest.mark.parametrize("id", ["\u2028", '"', "\\", "é", "\U0001f600"])
@@ -288,7 +290,7 @@ def test_what_ends_php_is_the_error_of_its_task(
     error = child.ask(task)
     assert (error["status"], error["type"]) == ("error", type)
     # The worker does not know yet that it goes.
-    assert child.ask("echo", "x" * 100_000) == {"status": "restart"}
+    assert child.ask("size", "x" * 8_000_000) == {"status": "restart"}
     assert child.end()[:2] == (code, b"")
 
 

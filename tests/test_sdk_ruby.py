@@ -147,7 +147,9 @@ def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
 )
 def test_values_come_back_as_they_were(child: Child, value: Any) -> None:
     reply = child.ask("echo", value, key=value)
-    assert reply == {"status": "ok", "result": [[value], {"key": value}]}
+    assert reply["status"] == "ok"
+    # The text, since to Python 1.0 is 1.
+    assert repr(reply["result"]) == repr([[value], {"key": value}])
 
 
 @pytest.mark.parametrize("id", ["\u2028", '"', "\\", "é", "\U0001f600"])

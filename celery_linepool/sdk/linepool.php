@@ -135,7 +135,6 @@ final class Child
         $fds = getenv('LINEPOOL_CHANNEL') === 'fd' ? [3, 4] : [0, 1];
         $this->in = fopen("php://fd/$fds[0]", 'r');
         $this->out = fopen("php://fd/$fds[1]", 'w');
-        stream_set_read_buffer($this->in, 0); // stream_select() looks into no buffer
         if ($fds === [0, 1]) { // a stream that is opened takes the lowest free descriptor
             fclose(STDIN);
             fclose(STDOUT);
