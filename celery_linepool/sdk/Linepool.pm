@@ -100,6 +100,7 @@ sub run {
 
 sub _serve {
     my ($reply, @died_at);
+    $left_with = 'a loop control left the task';
 LINEPOOL_TASK: {
         local $SIG{__DIE__} = sub { @died_at = _frames() };
         eval { $reply = { status => 'ok', result => scalar $job->_run }; 1 }
