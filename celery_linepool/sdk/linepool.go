@@ -1,11 +1,12 @@
 // Package linepool serves Celery tasks to a celery-linepool worker.
 //
 //	linepool.Handle("billing.charge", charge)
-//	log.Fatal(linepool.Run(64))
+//	linepool.Run(64)
 //
-// Importing it turns stdout into stderr, for subprocesses as well. A panic is its task's
-// error. What Go lets nobody survive loses the tasks that are running: os.Exit, a stack
-// overflow, and a panic in a goroutine that a handler has started.
+// Needs Go 1.19 and nothing else; copy it, and check.go for the worker's check. Importing
+// it turns stdout into stderr, for subprocesses as well. A panic is its task's error, but
+// what Go lets nobody survive loses the tasks that are running: os.Exit, a stack overflow,
+// and a panic in a goroutine that a handler has started.
 package linepool
 
 import (
@@ -13,11 +14,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -30,15 +29,13 @@ type Handler func(ctx context.Context, task *Task) (any, error)
 
 // Task is one request. Meta is all that the worker tells about it.
 type Task struct {
-	ID       string
-	Name     string
+	ID, Name string
 	Retries  int
-	Deadline time.Time // zero if there is none; the child is killed then
 	Meta     map[string]any
 
-	request line
+	request request
 	cancel  context.CancelFunc
-	replied bool
+	ended   bool
 }
 
 // Message is a task to publish. With OnSuccess it is sent only if this one succeeds.
@@ -48,53 +45,50 @@ type Message struct {
 	OnSuccess             bool
 }
 
-type line struct { // whatever the worker may say
-	Op      string
-	ID      json.RawMessage // goes back as it came
-	Payload struct {
-		Task   string
-		Args   []json.RawMessage
-		Kwargs json.RawMessage
-		Meta   map[string]any
+type request struct { // and whatever else the worker says
+	Op, Error string
+	ID        json.RawMessage // goes back as it came
+	Seq       any
+	TaskID    string `json:"task_id"`
+	Payload   struct {
+		Task         string
+		Args, Kwargs json.RawMessage
+		Meta         map[string]any
 	}
-	Error  string
-	Seq    any
-	TaskID string `json:"task_id"`
 }
 
-type fields map[string]any
+// A line goes up. As an error it is what a handler returns to end in another way.
+type line map[string]any
 
-type outcome fields
-
-func (o outcome) Error() string { return fmt.Sprint(o["status"]) }
+func (l line) Error() string { return fmt.Sprint("a task that ends as ", l["status"]) }
 
 // Retry is what to return to run a task again, as long as it may be.
 func Retry(after time.Duration, why string) error {
-	return outcome{"status": "retry", "retry_after_secs": after.Seconds(), "message": why}
+	return line{"status": "retry", "retry_after_secs": after.Seconds(), "message": why}
 }
 
 // Throttle is what to return to run a task again later, which uses up no retry.
 func Throttle(after time.Duration) error {
-	return outcome{"status": "throttled", "retry_after_secs": after.Seconds()}
+	return line{"status": "throttled", "retry_after_secs": after.Seconds()}
 }
 
 // Reject is what to return to reject a task's message, or to have it delivered again.
-func Reject(requeue bool) error { return outcome{"status": "rejected", "requeue": requeue} }
+func Reject(requeue bool) error { return line{"status": "rejected", "requeue": requeue} }
 
 // Ignore is what to return to have nothing stored.
-func Ignore() error { return outcome{"status": "ignored"} }
+func Ignore() error { return line{"status": "ignored"} }
 
 var (
-	in, out  = takeChannel()
-	maxLine  = number("LINEPOOL_MAX_LINE", 16<<20)
-	protocol = number("LINEPOOL_PROTOCOL", 1)
-	handlers = map[string]Handler{}
+	in, out           = takeChannel()
+	maxLine, protocol = 16 << 20, 1
+	handlers, names   = map[string]Handler{}, []string{}
+	child             = &Task{} // writes what is of no task
 
-	mu      sync.Mutex // guards running, leaving, Task.replied, and writing
+	mu      sync.Mutex // guards the channel out, Task.ended, and the next three
 	running = map[string]*Task{}
+	fewer   = sync.NewCond(&mu)
 	leaving bool
-	tasks   sync.WaitGroup
-	lastSeq int64
+	lastSeq atomic.Int64
 	answers sync.Map              // of channels, by seq
 	deaf    = make(chan struct{}) // closed when no answer can come any more
 )
@@ -115,242 +109,191 @@ func takeChannel() (*os.File, *os.File) {
 	return os.NewFile(uintptr(in), "requests"), os.NewFile(uintptr(out), "replies")
 }
 
-func number(name string, otherwise int) int {
-	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
-		return n
-	}
-	return otherwise
-}
+// Handle registers a handler by the task's name.
+func Handle(name string, handler Handler) { handlers[name], names = handler, append(names, name) }
 
 // Args decodes the positional arguments; a target whose argument is missing stays as it is.
 func (t *Task) Args(targets ...any) error {
-	args := t.request.Payload.Args
-	if len(args) > len(targets) {
-		return fmt.Errorf("%s takes %d arguments, not %d", t.Name, len(targets), len(args))
+	got := targets // decoding fills what its elements point to, and adds what is left
+	err := json.Unmarshal(t.request.Payload.Args, &got)
+	if err == nil && len(got) > len(targets) {
+		err = fmt.Errorf("%s takes %d arguments, not %d", t.Name, len(targets), len(got))
 	}
-	for i, arg := range args {
-		if err := json.Unmarshal(arg, targets[i]); err != nil {
-			return fmt.Errorf("argument %d: %w", i+1, err)
-		}
-	}
-	return nil
+	return err
 }
 
 // Kwargs decodes the keyword arguments, into a struct or a map.
 func (t *Task) Kwargs(into any) error { return json.Unmarshal(t.request.Payload.Kwargs, into) }
 
 // Progress stores how far the task is.
-func (t *Task) Progress(meta any) error { return t.event(fields{"op": "progress", "meta": meta}) }
+func (t *Task) Progress(meta any) error { return t.write(line{"op": "progress", "meta": meta}) }
 
 // Log writes to the worker's log; level is debug, info, warning, error or critical.
 func (t *Task) Log(level, message string) error {
 	if protocol < 2 {
 		fmt.Fprintln(os.Stderr, level+": "+message)
 	}
-	return t.event(fields{"op": "log", "level": level, "message": message})
+	return t.write(line{"op": "log", "level": level, "message": message})
 }
 
 // Publish sends a task and returns its id.
-func (t *Task) Publish(ctx context.Context, m Message) (string, error) {
+func (t *Task) Publish(message Message) (string, error) {
 	if protocol < 2 {
-		return "", errors.New("publish needs a worker that speaks protocol 2")
+		return "", errors.New("not published: the worker does not speak protocol 2")
 	}
-	when, answer := "now", make(chan line, 1)
-	if m.OnSuccess {
-		when = "success"
-	}
-	seq := float64(atomic.AddInt64(&lastSeq, 1)) // as it comes back
+	seq, answer := float64(lastSeq.Add(1)), make(chan request, 1) // it comes back as such
 	answers.Store(seq, answer)
-	defer answers.Delete(seq)
-	if err := t.event(fields{"op": "publish", "seq": seq, "when": when, "task": m.Task,
-		"args": m.Args, "kwargs": m.Kwargs, "options": m.Options}); err != nil {
+	when := map[bool]string{false: "now", true: "success"}[message.OnSuccess]
+	if err := t.write(line{"op": "publish", "seq": seq, "when": when, "task": message.Task,
+		"args": message.Args, "kwargs": message.Kwargs, "options": message.Options}); err != nil {
 		return "", err
 	}
+	got := request{Error: "the channel has ended"}
 	select {
-	case got := <-answer:
-		if got.Error != "" {
-			return "", errors.New("not published: " + got.Error)
-		}
-		return got.TaskID, nil
+	case got = <-answer:
 	case <-deaf:
-		return "", errors.New("not published: the channel has ended")
-	case <-ctx.Done():
-		return "", ctx.Err()
 	}
+	if got.Error != "" {
+		return "", errors.New("not published: " + got.Error)
+	}
+	return got.TaskID, nil
 }
 
-func (t *Task) event(event fields) error {
-	text, err := encode(event, t.request.ID)
-	mu.Lock()
-	defer mu.Unlock()
-	if t.replied {
-		return errors.New("the task has ended")
+func (t *Task) write(said line) error {
+	if said["op"] != nil && protocol < 2 {
+		return nil
 	}
-	if err == nil && protocol >= 2 {
-		write(text)
-	}
-	return err
-}
-
-func (t *Task) run(ctx context.Context) {
-	reply := failure(errors.New("runtime.Goexit in a task"))
-	defer func() {
-		if thrown := recover(); thrown != nil {
-			reply = failure(thrown, strings.Split(string(debug.Stack()), "\n")...)
-		}
-		t.cancel()
-		t.finish(reply)
-		tasks.Done()
-	}()
-	handler, known := handlers[t.Name]
-	if !known {
-		reply = failure(errors.New("unknown task " + t.Name))
-		return
-	}
-	result, err := handler(ctx, t)
-	var other outcome
-	switch {
-	case err == nil:
-		reply = fields{"status": "ok", "result": result}
-	case errors.As(err, &other):
-		reply = fields(other)
-	case errors.Is(err, context.Canceled) && ctx.Err() == context.Canceled:
-		reply = fields{"status": "cancelled"}
-	default: // an error carries no stack in Go
-		reply = failure(err)
-	}
-}
-
-func (t *Task) finish(reply fields) {
-	text, err := encode(reply, t.request.ID)
-	if err != nil { // no JSON, or too long
-		text, _ = encode(failure(err), t.request.ID)
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	t.replied = true
-	delete(running, t.ID)
-	write(text)
-}
-
-func failure(thrown any, backtrace ...string) fields {
-	err, _ := thrown.(error)
-	for err = errors.Unwrap(err); err != nil; err = errors.Unwrap(err) {
-		backtrace = append(backtrace, fmt.Sprintf("caused by %T: %v", err, err))
-	}
-	return fields{"status": "error", "type": fmt.Sprintf("%T", thrown),
-		"message": fmt.Sprint(thrown), "backtrace": append([]string{}, backtrace...)}
-}
-
-// encode adds the id to a copy: an error may be one variable, returned by many tasks.
-func encode(said fields, id json.RawMessage) ([]byte, error) {
-	whole := fields{}
+	whole := line{} // a copy: an error may be one variable, returned by many tasks
 	for name, value := range said {
 		if value != nil {
 			whole[name] = value
 		}
 	}
-	if id != nil {
-		whole["id"] = id
+	if t != child {
+		whole["id"] = t.request.ID
 	}
 	text, err := json.Marshal(whole)
 	if len(text) > maxLine {
 		err = fmt.Errorf("a line of %d bytes, the limit is %d", len(text), maxLine)
 	}
-	return append(text, '\n'), err
-}
-
-func write(text []byte) {
-	if _, err := out.Write(text); err != nil {
-		os.Exit(1) // nobody is left to reply to
-	}
-}
-
-// Handle registers a handler by the task's name.
-func Handle(name string, handler Handler) { handlers[name] = handler }
-
-// Run serves tasks, so many at a time, until the worker or SIGTERM ends it.
-func Run(inflight int) error {
-	term, ended, names := make(chan os.Signal, 1), make(chan error, 1), []string{}
-	signal.Notify(term, syscall.SIGTERM)
-	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT) // subprocesses inherit an Ignore
-	for name := range handlers {
-		names = append(names, name)
-	}
-	hello, err := encode(fields{"op": "hello", "protocol": 2, "language": "go", "tasks": names,
-		"inflight": inflight, "features": []string{"cancel", "ping", "stop"}}, nil)
+	mu.Lock()
+	defer mu.Unlock()
 	if err != nil {
 		return err
-	} else if protocol >= 2 {
-		write(hello)
+	} else if t.ended {
+		return errors.New("the task has ended")
 	}
-	go func() { ended <- listen() }()
-	select {
-	case <-term: // and go on listening, to answers and cancels
-	case err = <-ended:
+	if t.ended = said["op"] == nil; t.ended {
+		delete(running, t.ID)
+		fewer.Signal()
 	}
-	mu.Lock()
-	leaving = true
-	mu.Unlock()
-	tasks.Wait()
+	_, err = out.Write(append(text, '\n')) // if it fails, the channel in ends soon
 	return err
 }
 
-func listen() error {
+// Run serves tasks, so many at a time, until the worker or SIGTERM ends it.
+func Run(inflight int) {
+	_, _ = fmt.Sscan(os.Getenv("LINEPOOL_MAX_LINE"), &maxLine)
+	_, _ = fmt.Sscan(os.Getenv("LINEPOOL_PROTOCOL"), &protocol)
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT) // subprocesses inherit an Ignore
+	_ = child.write(line{"op": "hello", "protocol": 2, "language": "go", "tasks": names,
+		"inflight": inflight, "features": []string{"cancel", "ping", "stop"}})
+	go listen()
+	select {
+	case <-stop: // and go on listening, to answers and cancels
+	case <-deaf:
+	}
+	mu.Lock() // for good: no line shall be cut short by the end
+	leaving = true
+	for len(running) > 0 {
+		fewer.Wait()
+	}
+}
+
+func listen() {
 	defer close(deaf)
 	for lines := json.NewDecoder(in); ; {
-		var got line
-		if err := lines.Decode(&got); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return err
+		var got request
+		var odd *json.UnmarshalTypeError // of a field of something that we do not know
+		if err := lines.Decode(&got); err != nil && !errors.As(err, &odd) {
+			return
 		}
-		take(got)
-	}
-}
-
-func take(got line) {
-	var id string
-	_ = json.Unmarshal(got.ID, &id)
-	mu.Lock()
-	task := running[id]
-	mu.Unlock()
-	switch {
-	case got.Op == "":
-		start(&Task{ID: id, Name: got.Payload.Task, Meta: got.Payload.Meta, request: got})
-	case got.Op == "cancel" && task != nil:
-		task.cancel()
-	case got.Op == "answer":
-		if answer, waits := answers.LoadAndDelete(got.Seq); waits {
-			answer.(chan line) <- got
-		}
-	case got.Op == "ping":
-		pong, _ := encode(fields{"op": "pong", "seq": got.Seq}, nil)
+		var id string
+		_ = json.Unmarshal(got.ID, &id)
 		mu.Lock()
-		defer mu.Unlock()
-		write(pong)
-	case got.Op == "stop":
-		_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		task := running[id]
+		mu.Unlock()
+		switch {
+		case got.Op == "":
+			start(&Task{ID: id, Name: got.Payload.Task, Meta: got.Payload.Meta, request: got})
+		case got.Op == "cancel" && task != nil:
+			task.cancel()
+		case got.Op == "answer":
+			if answer, waits := answers.LoadAndDelete(got.Seq); waits {
+				answer.(chan request) <- got
+			}
+		case got.Op == "ping":
+			_ = child.write(line{"op": "pong", "seq": got.Seq})
+		case got.Op == "stop":
+			_ = syscall.Kill(os.Getpid(), syscall.SIGTERM)
+		}
 	}
 }
 
-func start(task *Task) {
+func start(t *Task) {
 	var ctx context.Context
-	ctx, task.cancel = context.WithCancel(context.Background())
-	retries, _ := task.Meta["retries"].(float64)
-	task.Retries = int(retries)
-	if deadline, ok := task.Meta["deadline"].(float64); ok {
-		task.Deadline = time.UnixMicro(int64(deadline * 1e6))
-		ctx, task.cancel = context.WithDeadline(context.Background(), task.Deadline)
+	ctx, t.cancel = context.WithCancel(context.Background())
+	if deadline, ok := t.Meta["deadline"].(float64); ok {
+		ctx, t.cancel = context.WithDeadline(ctx, time.UnixMicro(int64(deadline*1e6)))
 	}
+	retries, _ := t.Meta["retries"].(float64)
+	t.Retries = int(retries)
 	mu.Lock()
 	defer mu.Unlock()
-	if leaving { // it has not begun: another child may run it at once
-		reply, _ := encode(fields(Throttle(0).(outcome)), task.request.ID)
-		write(reply)
-		return
+	running[t.ID] = t
+	go t.run(ctx, leaving)
+}
+
+func (t *Task) run(ctx context.Context, late bool) {
+	defer func() {
+		if thrown := recover(); thrown != nil {
+			_, stack, _ := strings.Cut(string(debug.Stack()), "\npanic(") // leaves out ours
+			_ = t.write(failure(thrown, strings.Split("panic("+stack, "\n")...))
+		}
+		_ = t.write(failure(errors.New("no result"))) // only if nothing else was: Goexit
+		t.cancel()
+	}()
+	var result any
+	err := errors.New("unknown task " + t.Name)
+	if late && protocol >= 2 { // another child may run it at once
+		err = line{"status": "restart"}
+	} else if late {
+		err = Throttle(0)
+	} else if handler, known := handlers[t.Name]; known {
+		result, err = handler(ctx, t)
 	}
-	running[task.ID] = task
-	tasks.Add(1)
-	go task.run(ctx)
+	var reply line
+	switch {
+	case err == nil:
+		reply = line{"status": "ok", "result": result}
+	case errors.As(err, &reply):
+	case errors.Is(err, context.Canceled) && ctx.Err() == context.Canceled:
+		reply = line{"status": "cancelled"}
+	default: // an error carries no stack in Go
+		reply = failure(err)
+	}
+	if err := t.write(reply); err != nil { // no JSON, or too long
+		_ = t.write(failure(err))
+	}
+}
+
+func failure(thrown any, backtrace ...string) line {
+	err, _ := thrown.(error)
+	for err = errors.Unwrap(err); err != nil; err = errors.Unwrap(err) {
+		backtrace = append(backtrace, fmt.Sprintf("caused by %T: %v", err, err))
+	}
+	return line{"status": "error", "type": fmt.Sprintf("%T", thrown),
+		"message": fmt.Sprint(thrown), "backtrace": append([]string{}, backtrace...)}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log"
 
 	"worker/linepool" // the helper, in a folder of that name
 )
@@ -15,7 +14,5 @@ func add(_ context.Context, task *linepool.Task) (any, error) {
 
 func main() {
 	linepool.Handle("example.add", add)
-	if err := linepool.Run(64); err != nil {
-		log.Fatal(err)
-	}
+	linepool.Run(64)
 }
