@@ -155,8 +155,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "worker.py").write_text(WORKER)
     shutil.copy(SDK / "linepool.py", tmp_path)
 
-    def start_one(**options: Any) -> Child:
-        children.append(Child([sys.executable, str(tmp_path / "worker.py")], **options))
+    def start_one(*prefix: str, **options: Any) -> Child:
+        command = [*prefix, sys.executable, str(tmp_path / "worker.py")]
+        children.append(Child(command, **options))
         return children[-1]
 
     yield start_one
@@ -184,8 +185,11 @@ def test_hello(child: Child) -> None:
     assert sorted(child.hello["features"]) == ["cancel", "ping", "stop"]
 
 
-def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
-    child = start(protocol=1)
+@pytest.mark.parametrize("prefix", [[], ["env", "-u", "LINEPOOL_PROTOCOL"]])
+def test_no_hello_and_no_events_in_the_original_protocol(
+    start: Start, prefix: List[str]
+) -> None:
+    child = start(*prefix, protocol=1)
     assert child.ask("report") == {"status": "ok", "result": None}
     assert child.ask("publish")["status"] == "error"
     code, rest, stderr = child.end()
@@ -298,7 +302,7 @@ def test_a_fork_that_comes_back_says_nothing(
 
 
 def test_a_process_of_a_task_can_be_terminated(child: Child) -> None:
-    assert child.ask("terminate a process")["result"] == -signal.SIGTERM
+    assert child.ask("terminate a process")["result"] == 128 + signal.SIGTERM
 
 
 def test_context(child: Child) -> None:
@@ -534,4 +538,7 @@ def test_check_spawn(checked: Child) -> None:
     process = psutil.Process(checked.ask("linepool.check.spawn")["result"])
     assert process.cmdline() == ["sleep", "30"]
     assert process.ppid() == checked.process.pid
+    # It must not hold the channel.
+    checked.process.kill()
+    assert checked.output.read() == b""
     process.kill()

@@ -142,9 +142,6 @@ class _Child:
         # Functions, because SIG_IGN would be inherited by subprocesses.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._end(terminated=True))
-        if hasattr(os, "register_at_fork"):  # from 3.7 on; multiprocessing ends so
-            default = signal.SIGTERM, signal.SIG_DFL
-            os.register_at_fork(after_in_child=lambda: signal.signal(*default))
         if _PROTOCOL >= 2:
             hello = {"op": "hello", "protocol": 2, "language": "python"}
             hello.update(tasks=sorted(_tasks), features=["cancel", "ping", "stop"])
@@ -157,6 +154,8 @@ class _Child:
                 answer.set_result({"error": "the channel has ended"})
 
     def _end(self, terminated=False):
+        if os.getpid() != _PID:  # a fork of a task, such as multiprocessing's
+            os._exit(128 + signal.SIGTERM)
         self._ending, self._terminated = True, self._terminated or terminated
         os.write(self._wake_in, b".")
 

@@ -48,7 +48,7 @@ def end(status, seconds):
 @linepool.task("linepool.check.print")
 def print_(text):
     print(text)
-    subprocess.check_call(["echo", text])
+    subprocess.check_call(["echo", text.encode()])
 
 
 @linepool.task("linepool.check.stderr")
