@@ -195,22 +195,20 @@ function write(line) {
   }
 }
 
-function accept(request) {
+async function accept(request) {
   const task = new Task(request);
   running.set(task.id, task);
-  // After the signals of this turn: what is written after a SIGTERM does not begin.
-  setImmediate(() => current.run(task, perform, task, request.payload));
-}
-
-async function perform(task, { args = [], kwargs = {} }) {
-  try { // what does not begin may run in another child at once
-    if (terminated) throw protocol < 2 ? new Throttle(0) : new Outcome({ status: 'restart' });
-    const handler = handlers.get(task.name);
-    if (!handler) throw new ReferenceError(`unknown task ${task.name}`);
-    task._reply({ status: 'ok', result: await handler(task, ...args, kwargs) });
-  } catch (thrown) {
-    task._fail(thrown);
-  }
+  await current.run(task, async () => {
+    const { args = [], kwargs = {} } = request.payload;
+    try { // what does not begin may run in another child at once
+      if (terminated) throw protocol < 2 ? new Throttle(0) : new Outcome({ status: 'restart' });
+      const handler = handlers.get(task.name);
+      if (!handler) throw new ReferenceError(`unknown task ${task.name}`);
+      task._reply({ status: 'ok', result: await handler(task, ...args, kwargs) });
+    } catch (thrown) {
+      task._fail(thrown);
+    }
+  });
   endIfDone();
 }
 

@@ -142,6 +142,10 @@ class _Child:
         # Functions, because SIG_IGN would be inherited by subprocesses.
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._end(terminated=True))
+        # A fork in a thread does not hear its signals on CPython 3.13.
+        if hasattr(os, "register_at_fork") and sys.implementation.name == "cpython":
+            default = signal.SIGTERM, signal.SIG_DFL
+            os.register_at_fork(after_in_child=lambda: signal.signal(*default))
         if _PROTOCOL >= 2:
             hello = {"op": "hello", "protocol": 2, "language": "python"}
             hello.update(tasks=sorted(_tasks), features=["cancel", "ping", "stop"])
@@ -154,7 +158,7 @@ class _Child:
                 answer.set_result({"error": "the channel has ended"})
 
     def _end(self, terminated=False):
-        if os.getpid() != _PID:  # a fork of a task, such as multiprocessing's
+        if os.getpid() != _PID:  # as a fork elsewhere does
             os._exit(128 + signal.SIGTERM)
         self._ending, self._terminated = True, self._terminated or terminated
         os.write(self._wake_in, b".")
@@ -232,11 +236,10 @@ class _Child:
         if os.getpid() != _PID:  # a fork: the lock may be held for ever
             return False
         with self._lock:
-            if context is not None:
-                # A thread that a task left behind may still report on it.
-                if context._replied:
-                    return False
-                context._replied = last
+            if context and context._replied:  # a thread that the task left behind
+                return False
+            if last:
+                context._replied = True
             try:
                 while line:
                     line = line[os.write(_OUT, line) :]
