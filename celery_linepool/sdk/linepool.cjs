@@ -29,7 +29,7 @@ function take(fd, flags, substitute) {
     fs.closeSync(fd);
     fs.openSync(substitute, flags);
     return taken;
-  } catch { // a socket, or another user's: at least what JavaScript prints goes elsewhere
+  } catch { // a socket, or another user's: then only what JavaScript prints goes elsewhere
     if (fd === 1) process.stdout.write = process.stderr.write.bind(process.stderr);
     return fd;
   }
