@@ -61,6 +61,8 @@ def fill(pattern: Any, names: Names) -> Any:
         return [fill(item, names) for item in pattern]
     if not isinstance(pattern, dict):
         return pattern
+    if "$one" in pattern:
+        return pattern["$one"][0]
     if "$the" in pattern:
         return names[pattern["$the"]]
     if "$repeat" in pattern:
@@ -79,6 +81,8 @@ def fill(pattern: Any, names: Names) -> Any:
 def matches(pattern: Any, value: Any, names: Names) -> bool:
     if isinstance(pattern, dict) and "$any" in pattern:
         return _is_any(pattern, value, names)
+    if isinstance(pattern, dict) and "$one" in pattern:
+        return any(matches(one, value, names) for one in pattern["$one"])
     if isinstance(pattern, dict) and pattern.keys() & {"$the", "$repeat"}:
         return bool(value == fill(pattern, names))
     if isinstance(pattern, dict):
