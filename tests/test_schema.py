@@ -86,6 +86,7 @@ GOOD: List[Tuple[str, Any]] = [
     ("up", {"id": "1", "status": "error"}),
     ("up", {"id": "1", "status": "error", "retry": True, "retry_after_secs": 0.5}),
     ("up", {"id": "1", "status": "throttled"}),
+    ("up", {"id": "1", "status": "retry", "retry_after_secs": None, "message": ""}),
     ("up", {"id": "1", "status": "cancelled"}),
     ("up", {"id": "1", "status": "restart"}),
     ("original_up", {"status": "ok"}),
