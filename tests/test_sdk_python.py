@@ -535,11 +535,14 @@ def test_check_publish(checked: Child, when: str) -> None:
     assert checked.read()["result"] == "new"
 
 
-def test_check_spawn(checked: Child) -> None:
-    process = psutil.Process(checked.ask("linepool.check.spawn")["result"])
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_check_spawn(start: Start, channel: str) -> None:
+    child = start(channel=channel, LINEPOOL_CHECK=str(SDK / "check"))
+    process = psutil.Process(child.ask("linepool.check.spawn")["result"])
     assert process.cmdline() == ["sleep", "30"]
-    assert process.ppid() == checked.process.pid
+    assert process.ppid() == child.process.pid
     # It must not hold the channel.
-    checked.process.kill()
-    assert checked.output.read() == b""
+    child.process.kill()
+    assert child.output.read() == b""
     process.kill()
+    process.wait()
