@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, List
 import psutil
 import pytest
 from sdk_driver import SDK, Child
+from workers import eventually
 
 WORKER = """
 import { spawnSync } from 'node:child_process';
@@ -464,13 +465,12 @@ def test_check_publish(checked: Child, when: str) -> None:
 def test_check_spawn(start: Start, channel: str) -> None:
     child = start(channel=channel, LINEPOOL_CHECK=str(SDK / "check"))
     process = psutil.Process(child.ask("linepool.check.spawn")["result"])
-    assert process.cmdline() == ["sleep", "30"]
     assert process.ppid() == child.process.pid
+    assert eventually(lambda: process.cmdline() == ["sleep", "30"])
     # It must not hold the channel.
     child.process.kill()
     assert child.output.read() == b""
     process.kill()
-    process.wait()
 
 
 def test_require(tmp_path: Path) -> None:
