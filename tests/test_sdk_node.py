@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
+import psutil
 import pytest
 from sdk_driver import SDK, Child
-
-pytestmark = pytest.mark.skipif(not shutil.which("node"), reason="needs node")
+from workers import eventually
 
 WORKER = """
 import { spawnSync } from 'node:child_process';
@@ -46,6 +46,15 @@ task('throwText', async () => { throw 'text'; });
 task('throwNull', async () => { throw Object.create(null); });
 task('deep', function deep(context) { return deep(context) + 1; });
 task('odd', async () => 1n);
+task('mute', () => {
+  throw Object.defineProperty(new Error(), 'message', { get() { throw this; } });
+});
+task('hold', async (t, path) => {
+  process.on('SIGTERM', () => console.error('heard'));
+  t.log('begun');
+  while (!fs.existsSync(path)) await sleep(5);
+  return 'held';
+});
 task('end', (context, kind, ...args) => { throw new linepool[kind](...args); });
 task('about', async (t) => [t.id, t.name, t.retries, t.deadline]);
 task('report', async (t) => {
@@ -88,8 +97,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for name in ("linepool.cjs", "linepool.mjs"):
         shutil.copy(SDK / name, tmp_path)
 
-    def start_one(**options: Any) -> Child:
-        children.append(Child(["node", str(tmp_path / "worker.mjs")], **options))
+    def start_one(*prefix: str, **options: Any) -> Child:
+        command = [*prefix, "node", str(tmp_path / "worker.mjs")]
+        children.append(Child(command, **options))
         return children[-1]
 
     yield start_one
@@ -102,6 +112,11 @@ def child(start: Start) -> Child:
     return start()
 
 
+@pytest.fixture
+def checked(start: Start) -> Child:
+    return start(LINEPOOL_CHECK=str(SDK / "check"))
+
+
 def test_hello(child: Child) -> None:
     assert child.hello
     assert child.hello["op"] == "hello"
@@ -112,8 +127,11 @@ def test_hello(child: Child) -> None:
     assert sorted(child.hello["features"]) == ["cancel", "ping", "stop"]
 
 
-def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
-    child = start(protocol=1)
+@pytest.mark.parametrize("prefix", [[], ["env", "-u", "LINEPOOL_PROTOCOL"]])
+def test_no_hello_and_no_events_in_the_original_protocol(
+    start: Start, prefix: List[str]
+) -> None:
+    child = start(*prefix, protocol=1)
     assert child.ask("report") == {"status": "ok"}
     assert child.ask("publish")["status"] == "error"
     code, rest, stderr = child.end()
@@ -183,6 +201,7 @@ def test_an_error_has_its_cause(child: Child) -> None:
         ("forgotten", "TypeError"),
         ("throwText", "Error"),
         ("throwNull", "Error"),
+        ("mute", "Error"),
         ("deep", "RangeError"),
         ("odd", "TypeError"),
         ("nope", "ReferenceError"),
@@ -315,6 +334,42 @@ def test_answers_are_heard_after_sigterm(child: Child) -> None:
     assert child.end(eof=False) == (0, b"", "")
 
 
+RESTART = {
+    1: {"status": "throttled", "retry_after_secs": 0},
+    2: {"status": "restart"},
+}
+
+
+@pytest.mark.parametrize("protocol", RESTART)
+def test_sigterm_puts_back_what_has_not_begun(
+    start: Start, tmp_path: Path, protocol: int
+) -> None:
+    child = start(protocol=protocol)
+    said = child.process.stderr if protocol == 1 else child.output
+    assert said
+    child.request("hold", str(tmp_path / "go"), id="begun")
+    assert b"begun" in said.readline()
+    child.signal(signal.SIGTERM)
+    assert child.process.stderr and child.process.stderr.readline() == b"heard\n"
+    child.request("echo", "x" * 1_000_000, id="late")
+    (tmp_path / "go").touch()
+    replies = {reply.pop("id"): reply for reply in (child.read(), child.read())}
+    held = {"status": "ok", "result": "held"}
+    assert replies == {"begun": held, "late": RESTART[protocol]}
+    assert child.end(eof=False) == (0, b"", "")
+
+
+def test_sigterm_in_the_middle_of_a_request(child: Child) -> None:
+    child.input.write(b'{"id":"half",')
+    child.input.flush()
+    child.signal(signal.SIGTERM)
+    child.input.write(b'"payload":{"task":"echo"}}\n')
+    child.input.flush()
+    reply = child.read()
+    assert reply["id"] == "half" and reply["status"] in ("ok", "restart")
+    assert child.end(eof=False) == (0, b"", "")
+
+
 def test_sigint_is_ignored(child: Child) -> None:
     child.signal(signal.SIGINT)
     assert child.ask("echo")["status"] == "ok"
@@ -326,5 +381,107 @@ def test_the_example(tmp_path: Path) -> None:
     child = Child(["node", str(tmp_path / "worker.mjs")])
     assert child.ask("example.add", 1.25, 1, digits=1)["result"] in (2.2, 2.3)
     assert child.ask("example.add", 1, 2)["result"] == 3
+    assert child.end() == (0, b"", "")
+    child.close()
+
+
+#: (a check task, its arguments, the lines that it says, all but their id)
+CHECKS = [
+    ("echo", [1, {}], [{"status": "ok", "result": {"args": [1, {}], "kwargs": {}}}]),
+    ("sleep", [0.01], [{"status": "ok", "result": 0.01}]),
+    ("end", ["retry", 5], [{"status": "retry", "retry_after_secs": 5}]),
+    ("end", ["throttled", 5], [{"status": "throttled", "retry_after_secs": 5}]),
+    ("end", ["rejected", 5], [{"status": "rejected", "requeue": False}]),
+    ("end", ["ignored", 5], [{"status": "ignored"}]),
+    ("stderr", [100_000], [{"status": "ok"}]),
+    ("big", [1_000_000], [{"status": "ok", "result": "x" * 1_000_000}]),
+    (
+        "context",
+        [],
+        [{"status": "ok", "result": {"id": "an-id", "retries": 0, "deadline": None}}],
+    ),
+    (
+        "events",
+        [2],
+        [
+            {"op": "progress", "meta": {"step": 1}},
+            {"op": "progress", "meta": {"step": 2}},
+            {"op": "log", "level": "warning", "message": "checked"},
+            {"status": "ok", "result": 2},
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("task, args, lines", CHECKS)
+def test_check_tasks(
+    checked: Child, task: str, args: List[Any], lines: List[Any]
+) -> None:
+    assert checked.hello and f"linepool.check.{task}" in checked.hello["tasks"]
+    checked.request(f"linepool.check.{task}", *args)
+    if task == "stderr":
+        assert checked.process.stderr
+        assert checked.process.stderr.read(100_000) == b"x" * 100_000
+    assert [checked.read() for _ in lines] == [
+        {"id": "an-id", **line} for line in lines
+    ]
+
+
+def test_check_context(checked: Child) -> None:
+    meta = {"retries": 2, "deadline": 7.5}
+    reply = checked.ask("linepool.check.context", meta=meta)
+    assert reply["result"] == {"id": "an-id", **meta}
+
+
+def test_check_errors(checked: Child) -> None:
+    error = checked.ask("linepool.check.fail", "broken")
+    assert (error["status"], error["message"]) == ("error", "broken")
+    assert "the cause" in "\n".join(error["backtrace"])
+    assert checked.ask("linepool.check.exit", 3)["status"] == "error"
+    assert checked.ask("echo")["status"] == "ok"
+
+
+def test_check_print(checked: Child) -> None:
+    assert checked.ask("linepool.check.print", "some text")["status"] == "ok"
+    assert checked.end() == (0, b"", "some text\nsome text\n")
+
+
+def test_check_sleep_is_cancelled(checked: Child) -> None:
+    checked.request("linepool.check.sleep", 600)
+    checked.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert checked.read() == {"id": "an-id", "status": "cancelled"}
+
+
+@pytest.mark.parametrize("when", ["now", "success"])
+def test_check_publish(checked: Child, when: str) -> None:
+    checked.request("linepool.check.publish", "other", when)
+    event = checked.read()
+    assert (event["task"], event["args"], event["when"]) == ("other", [7], when)
+    checked.send({"op": "answer", "id": "an-id", "seq": event["seq"], "task_id": "new"})
+    assert checked.read()["result"] == "new"
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_check_spawn(start: Start, channel: str) -> None:
+    child = start(channel=channel, LINEPOOL_CHECK=str(SDK / "check"))
+    process = psutil.Process(child.ask("linepool.check.spawn")["result"])
+    assert process.ppid() == child.process.pid
+    assert eventually(lambda: process.cmdline() == ["sleep", "30"])
+    # It must not hold the channel.
+    child.process.kill()
+    assert child.output.read() == b""
+    process.kill()
+
+
+def test_require(tmp_path: Path) -> None:
+    shutil.copy(SDK / "linepool.cjs", tmp_path)
+    (tmp_path / "worker.js").write_text(
+        "const { run, task } = require('./linepool.cjs');"
+        "task('add', async (context, a, b) => a + b);"
+        "run();"
+    )
+    child = Child(["node", str(tmp_path / "worker.js")])
+    assert child.hello and child.hello["inflight"] == 1
+    assert child.ask("add", 1, 2)["result"] == 3
     assert child.end() == (0, b"", "")
     child.close()

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import signal
 import sys
 from pathlib import Path
 from typing import Any, Callable, Iterator, List
 
+import psutil
 import pytest
 from sdk_driver import SDK, Child
+from workers import eventually
 
 WORKER = """
 import linepool
-import os, subprocess, sys, threading, time
+import multiprocessing, os, signal, subprocess, sys, threading, time
 
 late = {}
 
@@ -35,9 +38,41 @@ def noisy():
     os.write(1, b"raw\\n")
     subprocess.run("cat; echo from a subprocess", shell=True)
 
+@linepool.task("print and die")
+def print_and_die():
+    print("caf\\u00e9")
+    os.kill(os.getpid(), signal.SIGKILL)
+
 @linepool.task("exit")
 def exit_():
     sys.exit(3)
+
+@linepool.task("fork", bind=True)
+def fork(context, *code):
+    pid = os.fork()
+    if pid == 0:
+        context.progress(of="the fork")
+        if code:
+            sys.exit(*code)
+        return "the fork must not reply"
+    status = os.waitpid(pid, 0)[1]
+    return os.WEXITSTATUS(status)
+
+@linepool.task("terminate a process")
+def terminate_a_process():
+    def target():
+        begun.set()
+        while True:
+            pass
+
+    fork = multiprocessing.get_context("fork")
+    begun = fork.Event()
+    process = fork.Process(target=target)
+    process.start()
+    begun.wait()
+    process.terminate()
+    process.join()
+    return process.exitcode
 
 @linepool.task("fail")
 def fail():
@@ -45,6 +80,14 @@ def fail():
         1 / 0
     except ZeroDivisionError as exc:
         raise LookupError("no such row") from exc
+
+class Mute(Exception):
+    def __str__(self):
+        raise self
+
+@linepool.task("mute")
+def mute():
+    raise Mute
 
 @linepool.task("deep")
 def deep(n):
@@ -83,6 +126,13 @@ def wait(context):
         context.check()
         time.sleep(0.005)
 
+@linepool.task("hold", bind=True)
+def hold(context, path):
+    context.log("begun")
+    while not os.path.exists(path):
+        time.sleep(0.005)
+    return "held"
+
 @linepool.task("slow", bind=True)
 def slow(context, seconds):
     context.progress()
@@ -107,8 +157,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
     (tmp_path / "worker.py").write_text(WORKER)
     shutil.copy(SDK / "linepool.py", tmp_path)
 
-    def start_one(**options: Any) -> Child:
-        children.append(Child([sys.executable, str(tmp_path / "worker.py")], **options))
+    def start_one(*prefix: str, **options: Any) -> Child:
+        command = [*prefix, sys.executable, str(tmp_path / "worker.py")]
+        children.append(Child(command, **options))
         return children[-1]
 
     yield start_one
@@ -121,6 +172,11 @@ def child(start: Start) -> Child:
     return start()
 
 
+@pytest.fixture
+def checked(start: Start) -> Child:
+    return start(LINEPOOL_CHECK=str(SDK / "check"))
+
+
 def test_hello(child: Child) -> None:
     assert child.hello
     assert child.hello["op"] == "hello"
@@ -131,8 +187,11 @@ def test_hello(child: Child) -> None:
     assert sorted(child.hello["features"]) == ["cancel", "ping", "stop"]
 
 
-def test_no_hello_and_no_events_in_the_original_protocol(start: Start) -> None:
-    child = start(protocol=1)
+@pytest.mark.parametrize("prefix", [[], ["env", "-u", "LINEPOOL_PROTOCOL"]])
+def test_no_hello_and_no_events_in_the_original_protocol(
+    start: Start, prefix: List[str]
+) -> None:
+    child = start(*prefix, protocol=1)
     assert child.ask("report") == {"status": "ok", "result": None}
     assert child.ask("publish")["status"] == "error"
     code, rest, stderr = child.end()
@@ -172,6 +231,14 @@ def test_a_reply_over_the_limit_is_an_error(start: Start) -> None:
 
 
 @pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_what_is_printed_is_seen_at_once(start: Start, channel: str) -> None:
+    child = start(channel=channel)
+    child.request("print and die")
+    log = child.process.stderr if channel == "stdio" else child.process.stdout
+    assert log and log.readline() in (b"caf\xc3\xa9\n", b"caf\\xe9\n")
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
 def test_what_is_printed_is_no_line(start: Start, channel: str) -> None:
     child = start(channel=channel)
     assert child.ask("noisy")["status"] == "ok"
@@ -197,6 +264,7 @@ def test_an_error_has_its_cause(child: Child) -> None:
         ("exit", [], "SystemExit"),
         ("deep", [0], "RecursionError"),
         ("odd", [], "TypeError"),
+        ("mute", [], "__main__.Mute"),
         ("nope", [], "LookupError"),
         ("size", [], "TypeError"),
     ],
@@ -225,6 +293,18 @@ def test_an_error_ends_its_task_only(
 )
 def test_other_outcomes(child: Child, args: List[Any], reply: Any) -> None:
     assert child.ask("end", *args) == reply
+
+
+@pytest.mark.parametrize("code, exit", [([], 0), ([None], 0), ([4], 4), (["text"], 1)])
+def test_a_fork_that_comes_back_says_nothing(
+    child: Child, code: List[Any], exit: int
+) -> None:
+    assert child.ask("fork", *code) == {"status": "ok", "result": exit}
+    assert child.ask("echo")["status"] == "ok"
+
+
+def test_a_process_of_a_task_can_be_terminated(child: Child) -> None:
+    assert child.ask("terminate a process")["result"] == -signal.SIGTERM
 
 
 def test_context(child: Child) -> None:
@@ -323,6 +403,40 @@ def test_answers_are_heard_after_sigterm(child: Child) -> None:
     assert child.end(eof=False) == (0, b"", "")
 
 
+RESTART = {
+    1: {"status": "throttled", "retry_after_secs": 0},
+    2: {"status": "restart"},
+}
+
+
+@pytest.mark.parametrize("protocol", RESTART)
+def test_sigterm_puts_back_what_has_not_begun(
+    start: Start, tmp_path: Path, protocol: int
+) -> None:
+    child = start(protocol=protocol)
+    said = child.process.stderr if protocol == 1 else child.output
+    assert said
+    child.request("hold", str(tmp_path / "go"), id="begun")
+    assert b"begun" in said.readline()
+    child.signal(signal.SIGTERM)
+    child.request("echo", "x" * 1_000_000, id="late")
+    (tmp_path / "go").touch()
+    replies = {reply.pop("id"): reply for reply in (child.read(), child.read())}
+    held = {"status": "ok", "result": "held"}
+    assert replies == {"begun": held, "late": RESTART[protocol]}
+    assert child.end(eof=False) == (0, b"", "")
+
+
+def test_sigterm_in_the_middle_of_a_request(child: Child) -> None:
+    child.input.write(b'{"id":"half",')
+    child.input.flush()
+    child.signal(signal.SIGTERM)
+    child.input.write(b'"payload":{"task":"echo"}}\n')
+    child.input.flush()
+    assert child.read() == {"id": "half", "status": "restart"}
+    assert child.end(eof=False) == (0, b"", "")
+
+
 def test_sigint_is_ignored(child: Child) -> None:
     child.signal(signal.SIGINT)
     assert child.ask("echo")["status"] == "ok"
@@ -339,3 +453,96 @@ def test_the_example(tmp_path: Path) -> None:
     assert child.ask("example.add", 1.25, 1, round_to=1)["result"] == 2.2
     assert child.end() == (0, b"", "")
     child.close()
+
+
+def test_it_is_python_3_6() -> None:
+    for path in (SDK / "linepool.py", SDK / "check" / "check.py"):
+        ast.parse(path.read_text(), feature_version=(3, 6))
+
+
+#: (a check task, its arguments, the lines that it says, all but their id)
+CHECKS = [
+    ("echo", [1, {}], [{"status": "ok", "result": {"args": [1, {}], "kwargs": {}}}]),
+    ("sleep", [0.01], [{"status": "ok", "result": 0.01}]),
+    ("end", ["retry", 5], [{"status": "retry", "retry_after_secs": 5}]),
+    ("end", ["throttled", 5], [{"status": "throttled", "retry_after_secs": 5}]),
+    ("end", ["rejected", 5], [{"status": "rejected", "requeue": False}]),
+    ("end", ["ignored", 5], [{"status": "ignored"}]),
+    ("stderr", [100_000], [{"status": "ok", "result": None}]),
+    ("big", [1_000_000], [{"status": "ok", "result": "x" * 1_000_000}]),
+    (
+        "context",
+        [],
+        [{"status": "ok", "result": {"id": "an-id", "retries": 0, "deadline": None}}],
+    ),
+    (
+        "events",
+        [2],
+        [
+            {"op": "progress", "meta": {"step": 1}},
+            {"op": "progress", "meta": {"step": 2}},
+            {"op": "log", "level": "warning", "message": "checked"},
+            {"status": "ok", "result": 2},
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize("task, args, lines", CHECKS)
+def test_check_tasks(
+    checked: Child, task: str, args: List[Any], lines: List[Any]
+) -> None:
+    assert checked.hello and f"linepool.check.{task}" in checked.hello["tasks"]
+    checked.request(f"linepool.check.{task}", *args)
+    if task == "stderr":
+        assert checked.process.stderr
+        assert checked.process.stderr.read(100_000) == b"x" * 100_000
+    assert [checked.read() for _ in lines] == [
+        {"id": "an-id", **line} for line in lines
+    ]
+
+
+def test_check_context(checked: Child) -> None:
+    meta = {"retries": 2, "deadline": 7.5}
+    reply = checked.ask("linepool.check.context", meta=meta)
+    assert reply["result"] == {"id": "an-id", **meta}
+
+
+def test_check_errors(checked: Child) -> None:
+    error = checked.ask("linepool.check.fail", "broken")
+    assert (error["status"], error["message"]) == ("error", "broken")
+    assert "the cause" in "\n".join(error["backtrace"])
+    assert checked.ask("linepool.check.exit", 3)["status"] == "error"
+    assert checked.ask("echo")["status"] == "ok"
+
+
+def test_check_print(checked: Child) -> None:
+    assert checked.ask("linepool.check.print", "some text")["status"] == "ok"
+    assert checked.end() == (0, b"", "some text\nsome text\n")
+
+
+def test_check_sleep_is_cancelled(checked: Child) -> None:
+    checked.request("linepool.check.sleep", 600)
+    checked.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert checked.read() == {"id": "an-id", "status": "cancelled"}
+
+
+@pytest.mark.parametrize("when", ["now", "success"])
+def test_check_publish(checked: Child, when: str) -> None:
+    checked.request("linepool.check.publish", "other", when)
+    event = checked.read()
+    assert (event["task"], event["args"], event["when"]) == ("other", [7], when)
+    checked.send({"op": "answer", "id": "an-id", "seq": event["seq"], "task_id": "new"})
+    assert checked.read()["result"] == "new"
+
+
+@pytest.mark.parametrize("channel", ["stdio", "fd"])
+def test_check_spawn(start: Start, channel: str) -> None:
+    child = start(channel=channel, LINEPOOL_CHECK=str(SDK / "check"))
+    process = psutil.Process(child.ask("linepool.check.spawn")["result"])
+    assert process.ppid() == child.process.pid
+    assert eventually(lambda: process.cmdline() == ["sleep", "30"])
+    # It must not hold the channel.
+    child.process.kill()
+    assert child.output.read() == b""
+    process.kill()

@@ -9,6 +9,7 @@
 // Integers beyond 2 ** 53 lose digits, as they do in all JSON of JavaScript.
 'use strict';
 const fs = require('node:fs');
+const path = require('node:path');
 const { Socket } = require('node:net');
 const { inspect } = require('node:util');
 const { AsyncLocalStorage } = require('node:async_hooks');
@@ -28,7 +29,7 @@ function take(fd, flags, substitute) {
     fs.closeSync(fd);
     fs.openSync(substitute, flags);
     return taken;
-  } catch { // a socket, or another user's: at least what JavaScript prints goes elsewhere
+  } catch { // a socket, or another user's: then only what JavaScript prints goes elsewhere
     if (fd === 1) process.stdout.write = process.stderr.write.bind(process.stderr);
     return fd;
   }
@@ -70,16 +71,18 @@ class Exit extends Error {
 
 const handlers = new Map();
 const running = new Map();
+const answers = new Map();
 const current = new AsyncLocalStorage();
 const realExit = process.exit.bind(process);
 let seq = 0;
+let parts = []; // of a line that has not come as a whole
+let terminated = false;
 let leaving = false;
 let deaf = false;
 
 /** The task that is running. `meta` is all that the worker tells about it. */
 class Task {
   #abort = new AbortController();
-  #answers = new Map();
   #replied = false;
 
   constructor({ id, payload: { task, meta = {} } }) {
@@ -109,22 +112,13 @@ class Task {
     const when = onSuccess ? 'success' : 'now';
     const number = ++seq;
     this.#event({ op: 'publish', seq: number, task, args, kwargs, options, when });
-    const { task_id, error } = await new Promise((r) => { this.#answers.set(number, r); });
+    const { task_id, error } = await new Promise((r) => { answers.set(number, r); });
     if (error) throw new Error(`not published: ${error}`);
     return task_id;
   }
 
   // What follows is for this file only.
   _cancel(reason) { this.#abort.abort(new Cancelled(reason)); }
-
-  _answer(answer) {
-    this.#answers.get(answer.seq)?.(answer);
-    this.#answers.delete(answer.seq);
-  }
-
-  _loseAnswers() {
-    for (const resolve of this.#answers.values()) resolve({ error: 'the channel has ended' });
-  }
 
   _fail(thrown) {
     if (thrown instanceof Outcome) return this._reply(thrown.reply);
@@ -155,9 +149,13 @@ class Task {
 }
 
 function describe(thrown) {
-  const error = thrown instanceof Error ? thrown : new Error(show(thrown));
-  const backtrace = [...trace(error)];
-  return { status: 'error', type: nameOf(error), message: `${error.message}`, backtrace };
+  try {
+    const error = thrown instanceof Error ? thrown : new Error(show(thrown));
+    const backtrace = [...trace(error)];
+    return { status: 'error', type: nameOf(error), message: `${error.message}`, backtrace };
+  } catch { // the reply must not be lost, whoever wrote the error
+    return { status: 'error', type: 'Error', message: 'an error that cannot say what it is' };
+  }
 }
 
 const show = (value) => (typeof value === 'string' ? value : inspect(value));
@@ -197,13 +195,13 @@ function write(line) {
   }
 }
 
-async function answer(request) {
+async function accept(request) {
   const task = new Task(request);
-  if (leaving) return task._fail(new Throttle(0)); // not begun: another child may run it
   running.set(task.id, task);
   await current.run(task, async () => {
     const { args = [], kwargs = {} } = request.payload;
-    try {
+    try { // what does not begin may run in another child at once
+      if (terminated) throw protocol < 2 ? new Throttle(0) : new Outcome({ status: 'restart' });
       const handler = handlers.get(task.name);
       if (!handler) throw new ReferenceError(`unknown task ${task.name}`);
       task._reply({ status: 'ok', result: await handler(task, ...args, kwargs) });
@@ -216,28 +214,26 @@ async function answer(request) {
 
 const operations = {
   cancel: ({ id, reason }) => running.get(id)?._cancel(reason),
-  answer: (message) => running.get(message.id)?._answer(message),
+  answer: (message) => { answers.get(message.seq)?.(message); answers.delete(message.seq); },
   ping: ({ seq: number }) => write(encode({ op: 'pong', seq: number })),
   stop: leave,
 };
 
 // Not readline, which would also split at U+2028.
 function listen(input) {
-  let parts = [];
   input.on('data', (data) => {
     let start = 0;
     for (let end; (end = data.indexOf(NEWLINE, start)) >= 0; start = end + 1) {
-      parts.push(data.subarray(start, end));
-      const message = JSON.parse(Buffer.concat(parts));
+      const message = JSON.parse(Buffer.concat([...parts, data.subarray(start, end)]));
       parts = [];
-      if (message.op === undefined) answer(message);
+      if (message.op === undefined) accept(message);
       else if (Object.hasOwn(operations, message.op)) operations[message.op](message);
     }
-    parts.push(data.subarray(start));
+    if (start < data.length) parts.push(data.subarray(start));
   });
   input.on('close', () => {
     deaf = true;
-    for (const task of running.values()) task._loseAnswers();
+    for (const resolve of answers.values()) resolve({ error: 'the channel has ended' });
     leave();
   });
 }
@@ -249,7 +245,7 @@ function leave() {
 
 function endIfDone() {
   // Whatever else keeps the event loop alive, an open connection or a timer.
-  if (leaving && running.size === 0) realExit();
+  if (leaving && running.size === 0 && (deaf || parts.length === 0)) realExit();
 }
 
 function surviveMistakes() {
@@ -283,8 +279,10 @@ function task(name, handler) { handlers.set(name, handler); }
 /** Serves tasks, so many at a time, until the worker or SIGTERM ends it. */
 function run({ inflight = 1 } = {}) {
   process.on('SIGINT', () => {});
-  process.on('SIGTERM', leave);
+  process.on('SIGTERM', () => { terminated = true; leave(); });
   surviveMistakes();
+  const { LINEPOOL_CHECK: checks } = process.env; // the folder of `celery linepool check`
+  if (checks) require(path.resolve(checks, 'check.cjs'))(module.exports);
   const features = ['cancel', 'ping', 'stop'];
   const tasks = [...handlers.keys()];
   const hello = { op: 'hello', protocol: 2, language: 'node', tasks, inflight, features };
