@@ -214,9 +214,9 @@ class Child:
     # --- the process ------------------------------------------------------------------
 
     def signal(self, signum: int) -> None:
-        """A signal to the child alone, as `kill` sends it."""
+        """A signal to its process group, as the worker sends it."""
         if self.ended_at is None:
-            os.kill(self.pid, signum)
+            os.killpg(self.pid, signum)
 
     def family(self) -> List[psutil.Process]:
         """What it has started and what these have started, as far as that runs."""

@@ -1,0 +1,317 @@
+"""What a scenario gets: children of the user's command, and what is known of them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Tuple
+
+import psutil
+
+from ..messages import MAX_LINE, PROTOCOL, Hello
+from .child import Child, Late
+from .languages import language_of
+from .scenario import Failure, Scenario, Untried
+from .talk import END, Odd, Oddity, Said, Silent, Talk
+from .values import difference
+
+CHECK = "linepool.check."
+ECHO = CHECK + "echo"
+#: The files that serve the check tasks, one for each helper library.
+CHECK_FOLDER = os.path.join(os.path.dirname(os.path.dirname(__file__)), "sdk", "check")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user gave."""
+
+    command: Tuple[str, ...]
+    cwd: Optional[str] = None
+    env: Dict[str, str] = field(default_factory=dict)
+    task: str = ECHO
+    timeout: float = 10.0
+    boot_timeout: float = 60.0
+
+
+class Mute(Exception):
+    """The child ended before it said anything."""
+
+
+class Company:
+    """The children of one run: what is known of all of them, and one that is shared."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.hello: Optional[Hello] = None
+        self.hello_line = b""
+        self.met = False
+        self.oddities: List[Odd] = []
+        #: Processes that outlived a child which ended by itself.
+        self.left: List[str] = []
+        #: Whether it serves the check tasks; asked where its hello does not say so.
+        self.serves_echo = False
+        #: The scenario that is being played.
+        self.now = ""
+        self._shared: Optional[Talk] = None
+        self._own: List[Talk] = []
+
+    @property
+    def language(self) -> str:
+        said = self.hello.language if self.hello else ""
+        return language_of(self.options.command, said)
+
+    def serves(self, task: str) -> bool:
+        """Whether it serves a check task, named without the prefix."""
+        if self.hello is not None and self.hello.tasks:
+            return CHECK + task in self.hello.tasks
+        return self.serves_echo
+
+    def start(self, max_line: int = MAX_LINE, **changes: Optional[str]) -> Talk:
+        """A new child, closed after the scenario. A variable that is None is not set."""
+        variables = {
+            "LINEPOOL_PROTOCOL": str(PROTOCOL),
+            "LINEPOOL_CHANNEL": "stdio",
+            "LINEPOOL_MAX_LINE": str(max_line),
+            "LINEPOOL_CHECK": CHECK_FOLDER,
+            **changes,
+        }
+        env = {**os.environ, **self.options.env}
+        for name, value in variables.items():
+            env.pop(name, None)
+            if value is not None:
+                env[name] = value
+        channel = variables["LINEPOOL_CHANNEL"] or "stdio"
+        child = Child(self.options.command, env, self.options.cwd, channel)
+        waits = self.options.timeout, self.options.boot_timeout
+        # At the first meeting nobody knows yet.
+        greets = self.hello is not None and variables["LINEPOOL_PROTOCOL"] == "2"
+        talk = Talk(child, self._note, *waits, max_line, greets or not self.met)
+        self._own.append(talk)
+        return talk
+
+    def boot(self, **changes: Any) -> Talk:
+        """A new child that is ready, closed after the scenario."""
+        talk = self.start(**changes)
+        if self.hello is not None:
+            talk.greet()
+        return talk
+
+    def shared(self) -> Talk:
+        """A child that is ready and stays for the next scenario."""
+        if self._shared is None:
+            self._shared = self.boot()
+            self._own.remove(self._shared)
+        self._shared.events.clear()
+        return self._shared
+
+    def meet(self) -> None:
+        """Find out what the command speaks: a request is written while it boots.
+
+        Raises:
+            NotStarted: there is no such command.
+            Mute: it ended at once.
+            Failure: it says nothing.
+        """
+        talk = self.start()
+        id = talk.request(self.options.task)
+        try:
+            talk.hear_first()
+            self.hello, self.hello_line = talk.hello, talk.hello_line
+            self.met = True
+            self._rename_noise()
+            talk.reply(id)
+        except Silent as silent:
+            # After a hello it may only have lost what was written while it booted.
+            if talk.hello is None:
+                raise unflushed(talk, silent) from None
+            return
+        except Failure:
+            if talk.last is None and talk.child.ended_at is not None:
+                raise Mute(_last_words(talk)) from None
+            raise
+        self._share(talk)
+        self._try_echo(talk)
+
+    def _rename_noise(self) -> None:
+        """Where no hello comes, nothing is before it."""
+        if self.hello is None:
+            noise = [Odd(Oddity.NOISE, odd.line, odd.scenario) for odd in self.oddities]
+            self.oddities = noise
+
+    def _try_echo(self, talk: Talk) -> None:
+        reply = talk.ask(ECHO, 1, kwargs={"a": 2})
+        self.serves_echo = reply.result == {"args": [1], "kwargs": {"a": 2}}
+
+    def _share(self, talk: Talk) -> None:
+        self._shared = talk
+        self._own.remove(talk)
+
+    def replace_shared(self) -> None:
+        """The shared child is not to be trusted any more."""
+        if self._shared is not None:
+            self._shared.child.close()
+            self._shared = None
+
+    def take_shared(self) -> Talk:
+        """The shared child, for a scenario that it does not survive."""
+        talk = self.shared()
+        self._own.append(talk)
+        self._shared = None
+        return talk
+
+    def close_own(self) -> None:
+        while self._own:
+            self._own.pop().child.close()
+
+    def close(self) -> None:
+        self.close_own()
+        self.replace_shared()
+
+    def talks(self) -> List[Talk]:
+        """Whom the scenario may have spoken to, the likeliest last."""
+        shared = [self._shared] if self._shared is not None else []
+        return [*shared, *self._own]
+
+    def forget(self, scenario: str) -> None:
+        """What was odd in a scenario: it need not be told twice."""
+        self.oddities = [odd for odd in self.oddities if odd.scenario != scenario]
+
+    def _note(self, kind: Oddity, line: bytes) -> None:
+        self.oddities.append(Odd(kind, line[:4096], self.now))
+
+
+class Play:
+    """One scenario that is being played."""
+
+    def __init__(self, company: Company, scenario: Scenario) -> None:
+        self.company = company
+        self.options = company.options
+        self.task = company.options.task
+        self.timeout = company.options.timeout
+        self.language = company.language
+        self.shared = company.shared
+        self.boot = company.boot
+        self.start = company.start
+        self.take_shared = company.take_shared
+        #: What is worth a word although it passed.
+        self.notes: List[str] = []
+        self._scenario = scenario
+
+    @property
+    def hello(self) -> Hello:
+        assert self.company.hello is not None
+        return self.company.hello
+
+    @property
+    def is_original(self) -> bool:
+        return self.company.hello is None
+
+    def require(self) -> None:
+        """Raise `Untried` if the child cannot be played this scenario."""
+        row = self._scenario
+        if self.is_original and not row.original:
+            raise Untried("it says no hello: a child of the original protocol")
+        for task in row.tasks:
+            self.needs_task(task)
+        for feature in row.features:
+            if feature not in self.hello.features:
+                raise Untried(f"its hello does not name the feature {feature!r}")
+        if row.inflight > 1 and self.hello.inflight < row.inflight:
+            raise Untried(f"its hello says inflight {self.hello.inflight}")
+
+    def needs_task(self, task: str) -> None:
+        if not self.company.serves(task):
+            raise Untried(
+                f"it does not serve {CHECK}{task}; a helper library loads it from "
+                "LINEPOOL_CHECK, and section 10 of the protocol says what it does"
+            )
+
+    def check(self, talk: Talk, task: str, *args: Any, **options: Any) -> Said:
+        """The reply to a check task."""
+        return talk.ask(CHECK + task, *args, **options)
+
+    def ask(self, talk: Talk, **options: Any) -> Said:
+        """The reply to the harmless task."""
+        return talk.ask(self.task, **options)
+
+    def echo(self, talk: Talk, *args: Any, **kwargs: Any) -> Said:
+        """Arguments there and back; just a reply, where the child has no echo."""
+        if not self.company.serves("echo"):
+            self.notes.append(f"only that it replies: it does not serve {ECHO}")
+            return talk.ask(self.task, *args, kwargs=kwargs)
+        reply = talk.ask(ECHO, *args, kwargs=kwargs).expect("ok")
+        self.same({"args": list(args), "kwargs": kwargs}, reply)
+        return reply
+
+    def same(self, expected: Any, reply: Said) -> None:
+        words = difference(expected, reply.result)
+        if words is not None:
+            raise Failure(f"the result has {words}", reply.line)
+
+    def end(self, talk: Talk, since: Optional[float] = None) -> None:
+        """It ends: with its channel now, or because of what it was told at `since`."""
+        family = talk.child.family()
+        took = talk.end() if since is None else talk.finish(since)
+        if took > END:
+            self.notes.append(f"it took {took:.1f} s; the rule is {END:g} s")
+        survivors = talk.child.survivors(family)
+        for process in psutil.wait_procs(survivors, END)[1]:
+            self.company.left.append(f"process {process.pid}")
+            _kill(process)
+
+    def end_or_untried(self, talk: Talk) -> None:
+        """For what can be seen only at its end; that it ends is another scenario."""
+        try:
+            self.end(talk)
+        except Failure as failure:
+            raise Untried(f"expected {failure.expected}") from None
+
+    def none_of(self, kind: Oddity, expected: str) -> None:
+        """Fail if a child of this run ever said such a thing."""
+        for odd in self.company.oddities:
+            if odd.kind is kind:
+                where = f" (in {odd.scenario})" if odd.scenario else ""
+                raise Failure(expected + where, odd.line)
+
+    def none_now(self, kind: Oddity, expected: str, text: bytes = b"") -> None:
+        """Fail if a child said such a thing, with that text, in this scenario."""
+        for odd in self.company.oddities:
+            here = odd.scenario == self.company.now
+            if odd.kind is kind and here and text in odd.line:
+                raise Failure(expected, odd.line)
+
+    def forget_now(self) -> None:
+        """What was odd so far in this scenario is another one's business."""
+        self.company.forget(self.company.now)
+
+
+def unflushed(talk: Talk, silent: Failure) -> Failure:
+    """Why a child that is alive says nothing: does it speak when its channel ends?"""
+    talk.child.close_input()
+    try:
+        said = talk.hear()
+    except (Late, Failure):
+        return silent
+    if said is None:
+        return Failure(silent.expected, talk.child.rest)
+    return Failure(
+        "a line as soon as there is something to say; it came only when the channel in "
+        "ended: it was not flushed, or the child reads all of its input before it works",
+        said.line,
+        mend="flush",
+    )
+
+
+def _last_words(talk: Talk) -> str:
+    code = talk.child.exit_code
+    how = "closed its channel" if code is None else f"ended with {code}"
+    stderr = talk.child.stderr.decode(errors="replace").strip()
+    tail = "\n".join(stderr.splitlines()[-20:])
+    return f"it {how} before it said anything" + (f":\n{tail}" if tail else "")
+
+
+def _kill(process: psutil.Process) -> None:
+    try:
+        process.kill()
+    except psutil.NoSuchProcess:
+        pass  # it has just ended after all
