@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 from typing import Any, List, Tuple
 
 import click
 
 from . import report
 from .child import NotStarted
-from .command import ForCommand, cannot_start, end_with_children, for_child, options_of
+from .command import (
+    CannotStart,
+    ForCommand,
+    boot_timeout,
+    end_with_children,
+    for_child,
+    options_of,
+)
 from .play import ECHO, Company, Mute
 from .runner import Result, play_all
 from .scenario import Scenario
@@ -38,10 +46,9 @@ from .scenarios import ALL
     type=click.FloatRange(min=0, min_open=True),
     help="Seconds until a line or an end that is waited for.",
 )
+@boot_timeout
 @for_child
-@click.pass_context
 def check(
-    ctx: click.Context,
     list_: bool,
     only: Tuple[str, ...],
     as_json: bool,
@@ -50,8 +57,8 @@ def check(
 ) -> None:
     """Play the rules of the protocol against a child.
 
-    Exit code: 0 if all that MUST and SHOULD be is; 1 if something is not; 2 if the
-    child cannot be started.
+    Exit code: 0 if no MUST and no SHOULD failed; 1 if one did; 2 if the child cannot be
+    started.
     """
     rows = _chosen(only)
     if list_:
@@ -61,14 +68,14 @@ def check(
     try:
         results = play_all(company, rows, _silent if as_json else report.tell)
     except (NotStarted, Mute) as exc:
-        raise cannot_start(exc) from None
+        raise CannotStart(exc) from None
     finally:
         company.close()
     if as_json:
         click.echo(report.document(company, results))
     else:
-        report.tell_matrix(results)
-    ctx.exit(report.exit_code(results))
+        report.tell_rest(results)
+    sys.exit(report.exit_code(results))
 
 
 def _chosen(only: Tuple[str, ...]) -> List[Scenario]:

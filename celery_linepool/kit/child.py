@@ -6,6 +6,7 @@ it ended. All of its pipes are drained while any of them is waited for.
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import signal
@@ -13,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from typing import Deque, List, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Deque, List, Mapping, NamedTuple, Optional, Sequence
 
 import psutil
 
@@ -57,6 +58,8 @@ class Child:
         self.transcript: Deque[Piece] = deque(maxlen=1000)
         self.stderr = bytearray()
         self.stderr_bytes = 0
+        #: Is given what it writes to stderr, when it does.
+        self.on_stderr: Callable[[bytes], object] = len
         self.started_at = time.monotonic()
         self.ended_at: Optional[float] = None
         self.exit_code: Optional[int] = None
@@ -86,14 +89,14 @@ class Child:
 
     # --- waiting ----------------------------------------------------------------------
 
-    def pump(self, deadline: Optional[float]) -> None:
+    def pump(self, deadline: float) -> None:
         """Wait until something happens, and take note of it.
 
         Raises:
             Late: nothing did.
         """
-        wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready = self._selector.select(wait)
+        wait = max(0.0, deadline - time.monotonic())
+        ready = self._selector.select(None if wait == math.inf else wait)
         if not ready:
             raise Late
         # Its end comes last: by then everything that it said is in the pipes.
@@ -105,7 +108,7 @@ class Child:
             elif key.fd == self._exit:
                 self._note_end()
 
-    def take_line(self, deadline: Optional[float]) -> Optional[bytes]:
+    def take_line(self, deadline: float) -> Optional[bytes]:
         """The next line, without its end; None if there will be none.
 
         Raises:
@@ -118,7 +121,7 @@ class Child:
             self.pump(deadline)
         return self.lines.popleft()
 
-    def wait_end(self, deadline: Optional[float]) -> int:
+    def wait_end(self, deadline: float) -> int:
         """Its exit code, negative for a signal.
 
         Raises:
@@ -129,7 +132,7 @@ class Child:
         assert self.exit_code is not None
         return self.exit_code
 
-    def wait_eof(self, deadline: Optional[float]) -> None:
+    def wait_eof(self, deadline: float) -> None:
         """Wait until nobody can write to its channel any more.
 
         Raises:
@@ -138,7 +141,7 @@ class Child:
         while not self.eof:
             self.pump(deadline)
 
-    def write(self, data: bytes, deadline: Optional[float]) -> bool:
+    def write(self, data: bytes, deadline: float) -> bool:
         """Write all of it; False if nobody will read it.
 
         Raises:
@@ -186,6 +189,7 @@ class Child:
             self._selector.unregister(self._err)
         elif data:
             self.stderr_bytes += len(data)
+            self.on_stderr(data)
             self.stderr += data
             del self.stderr[:-STDERR_KEPT]
 

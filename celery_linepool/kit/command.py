@@ -27,6 +27,15 @@ class ForCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "--", "COMMAND..."]
 
 
+class CannotStart(click.ClickException):
+    """There is no child to speak with."""
+
+    exit_code = 2
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(f"the child cannot be started: {why}")
+
+
 def pairs(
     ctx: click.Context, param: click.Parameter, value: Sequence[str]
 ) -> Dict[str, str]:
@@ -41,23 +50,27 @@ def for_child(function: F) -> F:
     """The options that say how the child is started."""
     for option in (
         click.option(
-            "--boot-timeout",
-            default=60.0,
-            show_default=True,
-            type=click.FloatRange(min=0, min_open=True),
-            help="Seconds until its first line.",
-        ),
-        click.option(
             "--env",
             multiple=True,
             callback=pairs,
             metavar="NAME=VALUE",
             help="A variable of its environment, besides yours.",
         ),
-        click.option("--cwd", type=click.Path(exists=True, file_okay=False)),
+        click.option(
+            "--cwd", type=click.Path(exists=True, file_okay=False), help="Its folder."
+        ),
     ):
         function = option(function)
     return function
+
+
+boot_timeout = click.option(
+    "--boot-timeout",
+    default=60.0,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Seconds until its first line.",
+)
 
 
 def options_of(command: Tuple[str, ...], **options: Any) -> Options:
@@ -77,14 +90,6 @@ def _leave(signum: int, frame: object) -> None:
     sys.exit(128 + signum)
 
 
-def cannot_start(why: object) -> click.ClickException:
-    error = click.ClickException(f"the child cannot be started: {why}")
-    error.exit_code = 2
-    return error
-
-
 def shown(command: Sequence[str]) -> str:
     """A command as a shell would take it."""
     return " ".join(map(shlex.quote, command))
-
-

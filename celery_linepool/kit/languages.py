@@ -20,11 +20,13 @@ SIGNS: Dict[str, Tuple[str, ...]] = {
 LANGUAGES = (*SIGNS, "other")
 
 #: The largest integer that keeps its digits, where the language has a largest one.
-LARGEST_INTEGER = {"node": 2**53 - 1, "php": 2**63 - 1}
+LARGEST_INTEGER = {"node": 2**53 - 1, "php": 2**63 - 1, "perl": 2**63 - 1}
 #: One type for lists and for objects.
 CANNOT_TELL_EMPTY = {"php"}
-#: `exit` cannot be caught: the child replies, and ends.
+#: The child can reply, and ends then.
 CANNOT_SURVIVE_EXIT = {"php"}
+#: Nothing of the program runs after it.
+CANNOT_CATCH_EXIT = {"go"}
 
 
 def language_of(command: Sequence[str], said: str = "") -> str:

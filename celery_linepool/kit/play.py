@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Any, Dict, List, Optional, Tuple
 
@@ -11,8 +12,9 @@ import psutil
 from ..messages import MAX_LINE, PROTOCOL, Hello
 from .child import Child, Late
 from .languages import language_of
+from .said import Odd, Oddity, Said
 from .scenario import Failure, Scenario, Untried
-from .talk import END, Odd, Oddity, Said, Silent, Talk
+from .talk import END, Silent, Talk
 from .values import difference
 
 CHECK = "linepool.check."
@@ -45,6 +47,7 @@ class Company:
         self.hello: Optional[Hello] = None
         self.hello_line = b""
         self.met = False
+        self.met_at: Optional[float] = None
         self.oddities: List[Odd] = []
         #: Processes that outlived a child which ended by itself.
         self.left: List[str] = []
@@ -67,7 +70,7 @@ class Company:
         return self.serves_echo
 
     def start(self, max_line: int = MAX_LINE, **changes: Optional[str]) -> Talk:
-        """A new child, closed after the scenario. A variable that is None is not set."""
+        """A new child, closed after the scenario. A variable of None is not set."""
         variables = {
             "LINEPOOL_PROTOCOL": str(PROTOCOL),
             "LINEPOOL_CHANNEL": "stdio",
@@ -117,7 +120,7 @@ class Company:
         try:
             talk.hear_first()
             self.hello, self.hello_line = talk.hello, talk.hello_line
-            self.met = True
+            self.met, self.met_at = True, time.monotonic()
             self._rename_noise()
             talk.reply(id)
         except Silent as silent:
@@ -296,7 +299,7 @@ def unflushed(talk: Talk, silent: Failure) -> Failure:
         return Failure(silent.expected, talk.child.rest)
     return Failure(
         "a line as soon as there is something to say; it came only when the channel in "
-        "ended: it was not flushed, or the child reads all of its input before it works",
+        "ended: it was not flushed, or all input is read before any work is done",
         said.line,
         mend="flush",
     )

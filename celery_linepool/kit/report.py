@@ -54,7 +54,11 @@ def matrix(results: Sequence[Result]) -> Dict[str, Dict[str, int]]:
     }
 
 
-def tell_matrix(results: Sequence[Result]) -> None:
+def tell_rest(results: Sequence[Result]) -> None:
+    """What is to be said at the end."""
+    untold = [result for result in results if not result.told]
+    if untold:
+        click.echo(f"{len(untold)} scenarios not tried: {untold[0].reason}")
     click.echo(f"\n{'':8}" + "".join(f"{outcome.value:>11}" for outcome in Outcome))
     for level, counts in matrix(results).items():
         click.echo(f"{level:8}" + "".join(f"{n:>11}" for n in counts.values()))

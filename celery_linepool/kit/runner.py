@@ -40,13 +40,15 @@ class Result:
     written: str = ""
     stderr: str = ""
     mend: str = ""
+    #: Whether it is worth a line of its own.
+    told: bool = True
 
 
 Tell = Callable[[Result], None]
 
 
 def play_all(company: Company, rows: Sequence[Scenario], tell: Tell) -> List[Result]:
-    """Play these scenarios.
+    """Play these scenarios. Where nothing works, `tell` hears of the first one only.
 
     Raises:
         NotStarted, Mute: there is no child to play with.
@@ -67,14 +69,13 @@ def play_all(company: Company, rows: Sequence[Scenario], tell: Tell) -> List[Res
         stop = gate.id
     company.close_own()
     for row in rows:
-        if stop:
-            if row.id != stop:
-                reason = f"{stop} failed: mend that first"
-                add(Result(row, Outcome.UNTRIED, reason=reason))
-            continue
-        add(play_one(company, row))
-        if row.id in GATES and results[-1].outcome is Outcome.FAILED:
-            stop = row.id
+        if not stop:
+            add(play_one(company, row))
+            if row.id in GATES and results[-1].outcome is Outcome.FAILED:
+                stop = row.id
+        elif row.id != stop:
+            reason = f"{stop} failed: mend that first"
+            results.append(Result(row, Outcome.UNTRIED, reason=reason, told=False))
     return results
 
 
@@ -122,7 +123,9 @@ def _read(failure: Failure, talk: Optional[Talk]) -> str:
 
 
 def _written(talk: Optional[Talk]) -> str:
-    pieces = [piece.data for piece in talk.child.transcript if piece.down] if talk else []
+    pieces = (
+        [piece.data for piece in talk.child.transcript if piece.down] if talk else []
+    )
     return show(pieces[-1]) if pieces else "nothing"
 
 

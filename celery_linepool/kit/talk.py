@@ -6,70 +6,18 @@ so that one mistake of a child fails the scenario that is about it and no other.
 
 from __future__ import annotations
 
-import enum
 import json
 import time
-from dataclasses import dataclass
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from ..errors import RemoteProtocolError
 from ..messages import MAX_LINE, Hello, Status, hello_of, reply_of, told_of
 from .child import Child, Late
+from .said import Oddity, Said, encode, types_are_right
 from .scenario import Failure
 
 #: Seconds that a child has to end, by section 1 of the protocol.
 END = 2.0
-
-
-class Oddity(enum.Enum):
-    NOISE_BEFORE_HELLO = "a line that is no protocol, before the hello"
-    NOISE = "a line that is no protocol"
-    LATE_HELLO = "a hello after another line"
-    SECOND_HELLO = "a second hello"
-    SECOND_REPLY = "a second reply to one request"
-    UNASKED = "a line without a request"
-    NO_ID = "a reply without an id"
-    STRAY_EVENT = "an event of no request in flight"
-    FIELDS = "a reply with a field of a wrong type"
-    UTF8 = "bytes that are no UTF-8"
-    NUMBER = "NaN or Infinity, which JSON has not"
-    TOO_LONG = "a line over the limit"
-
-
-@dataclass(frozen=True)
-class Odd:
-    """Something odd that was read, and in which scenario."""
-
-    kind: Oddity
-    line: bytes
-    scenario: str
-
-
-@dataclass(frozen=True)
-class Said:
-    """A reply or an event."""
-
-    id: Optional[str]
-    fields: Dict[str, Any]
-    line: bytes
-
-    @property
-    def op(self) -> str:
-        return str(self.fields.get("op", ""))
-
-    @property
-    def status(self) -> str:
-        return str(self.fields.get("status", ""))
-
-    @property
-    def result(self) -> Any:
-        return self.fields.get("result")
-
-    def expect(self, *statuses: str) -> "Said":
-        """Itself, if it is a reply with one of these statuses."""
-        if self.status not in statuses:
-            raise Failure(f"a reply with status {' or '.join(statuses)}", self.line)
-        return self
 
 
 class Silent(Failure):
@@ -106,6 +54,7 @@ class Talk:
         self._max_line = max_line
         self._greets = greets
         self._asked = 0
+        self._deaf = False
         self._pending: Dict[str, None] = {}
         self._replied: Set[str] = set()
         self._replies: Dict[str, Said] = {}
@@ -151,8 +100,8 @@ class Talk:
 
     def write(self, data: bytes) -> None:
         try:
-            if not self.child.write(data, self._deadline()):
-                raise Failure("its channel in stays open until the worker closes it")
+            # If nobody reads any more, what it says or its end tells the rest.
+            self._deaf = not self.child.write(data, self._deadline()) or self._deaf
         except Late:
             raise Failure(f"it reads what it is sent, within {self.wait:g} s") from None
 
@@ -189,13 +138,21 @@ class Talk:
                     self.events.remove(event)
                     return event
             if id in self._replies:
-                raise Failure(f"the event {op} before the reply", self._replies[id].line)
+                raise Failure(
+                    f"the event {op} before the reply", self._replies[id].line
+                )
             self._hear_or_fail(f"the event {op}")
 
     def greet(self) -> None:
         """Wait for its hello."""
         while self.hello is None:
             self._hear_or_fail("a hello")
+
+    def next(self) -> Said:
+        """Whatever it says next."""
+        self._hear_or_fail("a reply")
+        assert self.last is not None
+        return self.last
 
     def hear_if_any(self) -> None:
         """Wait for whatever it says next, or its end."""
@@ -257,7 +214,9 @@ class Talk:
             if self.hear() is not None:
                 return
         except Late:
-            raise Silent(f"{what} within {self.wait:g} s", self.child.rest) from None
+            why = "; it has closed its channel in" if self._deaf else ""
+            text = f"{what} within {self.wait:g} s{why}"
+            raise Silent(text, self.child.rest) from None
         code = self.child.exit_code
         how = "it closed its channel" if code is None else f"it ended, {_exit(code)}"
         raise Failure(f"{what}; {how}", self.child.rest)
@@ -357,29 +316,12 @@ class Talk:
             return None
         if id not in self._pending:
             raise Failure("a reply to the id that was asked", line, mend="ids")
-        if not _types_are_right(fields):
+        if not types_are_right(fields):
             self._note(Oddity.FIELDS, line)
         del self._pending[id]
         self._replied.add(id)
         self._replies[id] = said = Said(id, fields, line)
         return said
-
-
-def encode(fields: Mapping[str, Any]) -> bytes:
-    """One line, with its end, and nothing in it escaped that need not be."""
-    return json.dumps(fields, ensure_ascii=False).encode() + b"\n"
-
-
-def _types_are_right(fields: Dict[str, Any]) -> bool:
-    texts = [fields[name] for name in ("message", "type") if name in fields]
-    switches = [fields[name] for name in ("retry", "requeue") if name in fields]
-    backtrace = fields.get("backtrace", [])
-    return (
-        all(isinstance(text, str) or text is None for text in texts)
-        and all(isinstance(switch, bool) or switch is None for switch in switches)
-        and (backtrace is None or isinstance(backtrace, list))
-        and all(isinstance(line, str) for line in backtrace or ())
-    )
 
 
 def _exit(code: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from ...messages import Hello
 from ..play import Play, unflushed
+from ..said import Oddity
 from ..scenario import MUST, SHOULD, Failure, Rows
-from ..talk import Oddity, Silent
+from ..talk import Silent
 
 rows = Rows()
 

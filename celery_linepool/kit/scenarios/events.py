@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..play import CHECK, ECHO, Play
+from ..said import Said
 from ..scenario import MUST, Failure, Rows
-from ..talk import Said, Talk
+from ..talk import Talk
 
 rows = Rows()
 
@@ -29,7 +30,10 @@ def log(play: Play) -> None:
     talk = play.shared()
     id = talk.request(CHECK + "events", 1)
     event = talk.event("log", id)
-    if event.fields.get("level") != "warning" or event.fields.get("message") != "checked":
+    if (
+        event.fields.get("level") != "warning"
+        or event.fields.get("message") != "checked"
+    ):
         raise Failure('a log with the level "warning" and "checked"', event.line)
     talk.reply(id).expect("ok")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
-from ..languages import CANNOT_SURVIVE_EXIT
+from ..languages import CANNOT_CATCH_EXIT, CANNOT_SURVIVE_EXIT
 from ..play import CHECK, Play
 from ..scenario import MAY, MUST, SHOULD, Failure, Rows, Untried
 
@@ -56,6 +56,8 @@ def exception_cause(play: Play) -> None:
 def exit_(play: Play) -> None:
     """An `exit` somewhere in a library is the error of its task: otherwise it takes the
     child along, and every task in it."""
+    if play.language in CANNOT_CATCH_EXIT:
+        raise Untried(f"nothing can be done against it in {play.language}")
     talk = play.shared()
     play.check(talk, "exit", 3).expect("error")
     if play.language in CANNOT_SURVIVE_EXIT:

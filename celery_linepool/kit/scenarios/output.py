@@ -6,8 +6,8 @@ import time
 
 from ..child import Late
 from ..play import Play
+from ..said import Oddity
 from ..scenario import MUST, Failure, Rows
-from ..talk import Oddity
 
 rows = Rows()
 TEXT = "printed by the task linepool.check.print"

@@ -7,15 +7,13 @@ from typing import Any, List
 
 from ..languages import CANNOT_TELL_EMPTY, LARGEST_INTEGER
 from ..play import CHECK, ECHO, Play
+from ..said import Oddity
 from ..scenario import MUST, SHOULD, Level, Rows, Untried
-from ..talk import Oddity
 
 rows = Rows()
 
 
-def _row(
-    id: str, level: Level, values: List[Any], why: str
-) -> None:
+def _row(id: str, level: Level, values: List[Any], why: str) -> None:
     def play_values(play: Play) -> None:
         play.echo(play.shared(), *values, key=values)
 

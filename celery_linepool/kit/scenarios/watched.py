@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Tuple
 
 from ..play import Play
+from ..said import Oddity
 from ..scenario import MUST, Rows
-from ..talk import Oddity
 
 rows = Rows()
 
@@ -52,8 +52,8 @@ _row(
     "channel",
     (Oddity.NOISE_BEFORE_HELLO,),
     "the hello, and nothing before it",
-    "What a framework prints while it boots comes before the hello, and the worker takes "
-    "the child for one of the original protocol.",
+    "What a framework prints while it boots comes before the hello, and the worker "
+    "takes the child for one of the original protocol.",
 )
 _row(
     "noise",

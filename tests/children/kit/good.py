@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 import traceback
 
 CHECK = "linepool.check."
@@ -223,7 +222,9 @@ class Child:
         sys.exit(code)
 
     def do_end(self, request, status, seconds):
-        after = {"retry_after_secs": seconds} if status in ("retry", "throttled") else {}
+        after = (
+            {"retry_after_secs": seconds} if status in ("retry", "throttled") else {}
+        )
         raise Ended(status, **after)
 
     def do_print(self, request, text):
