@@ -149,6 +149,13 @@ class Company:
         self._shared = talk
         self._own.remove(talk)
 
+    def begin(self, scenario: str) -> None:
+        """A scenario begins: what was said before is not its business."""
+        self.now = scenario
+        if self._shared is not None:
+            self._shared.child.transcript.clear()
+            self._shared.child.stderr.clear()
+
     def replace_shared(self) -> None:
         """The shared child is not to be trusted any more."""
         if self._shared is not None:
@@ -224,10 +231,7 @@ class Play:
 
     def needs_task(self, task: str) -> None:
         if not self.company.serves(task):
-            raise Untried(
-                f"it does not serve {CHECK}{task}; a helper library loads it from "
-                "LINEPOOL_CHECK, and section 10 of the protocol says what it does"
-            )
+            raise Untried(f"it does not serve {CHECK}{task}")
 
     def check(self, talk: Talk, task: str, *args: Any, **options: Any) -> Said:
         """The reply to a check task."""

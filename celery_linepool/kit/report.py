@@ -12,6 +12,10 @@ from .runner import Outcome, Result
 from .scenario import Level, Scenario
 
 COLORS = {Outcome.PASSED: "green", Outcome.FAILED: "red", Outcome.UNTRIED: "yellow"}
+#: Why so much may be left out.
+HINT = """
+Some scenarios need a check task, see section 10 of docs/protocol.md. A helper library
+loads them from the folder LINEPOOL_CHECK; a child without one may serve them."""
 
 
 def exit_code(results: Sequence[Result]) -> int:
@@ -56,6 +60,8 @@ def matrix(results: Sequence[Result]) -> Dict[str, Dict[str, int]]:
 
 def tell_rest(results: Sequence[Result]) -> None:
     """What is to be said at the end."""
+    if any(result.reason.startswith("it does not serve") for result in results):
+        click.echo(HINT)
     untold = [result for result in results if not result.told]
     if untold:
         click.echo(f"{len(untold)} scenarios not tried: {untold[0].reason}")

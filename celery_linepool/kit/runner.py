@@ -81,7 +81,7 @@ def play_all(company: Company, rows: Sequence[Scenario], tell: Tell) -> List[Res
 
 def play_one(company: Company, row: Scenario) -> Result:
     """Play one scenario, and leave the children as the next one wants them."""
-    company.now = row.id
+    company.begin(row.id)
     play = Play(company, row)
     start = time.monotonic()
     try:

@@ -237,7 +237,8 @@ class Talk:
                 return self._op(fields, line)
             return self._reply(fields, line)
         except RemoteProtocolError as exc:
-            raise Failure(f"a line that is the protocol, not {exc}", line) from None
+            wrong = f"a line that is the protocol, not {exc}"
+            raise Failure(wrong, line, mend="reply") from None
 
     def _object(self, line: bytes) -> Optional[Dict[str, Any]]:
         try:

@@ -15,7 +15,7 @@ from ..talk import Talk
 
 rows = Rows()
 #: Seconds that a task takes which is begun before the end and finished after it.
-SHORT = 0.5
+SHORT = 0.3
 
 #: The id of a task that waits for an answer, and the number of what it published.
 Begun = Tuple[str, Any]

@@ -75,7 +75,7 @@ def escaped_unicode(play: Play) -> None:
     raw = json.dumps(text, ensure_ascii=False).encode()
     talk.write(line.replace(raw, json.dumps(text).replace("/", "\\/").encode()))
     reply = talk.reply(id)
-    if task == ECHO:
+    if play.company.serves("echo"):
         play.same({"args": [text], "kwargs": {"key": text}}, reply)
 
 

@@ -120,6 +120,9 @@ class Child:
         self.end()
 
     def set_signals(self):
+        # Or a signal just before a wait would be heard of after it only.
+        os.set_blocking(self.wake_in, False)
+        signal.set_wakeup_fd(self.wake_in)
         signal.signal(signal.SIGINT, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self.leave())
 

@@ -1,0 +1,12 @@
+"""Holds the lock of the channel while a task sleeps."""
+
+from good import Child
+
+
+class Bad(Child):
+    def do_sleep(self, request, seconds):
+        with self.lock:
+            return super().do_sleep(request, seconds)
+
+
+Bad().run()

@@ -1,0 +1,156 @@
+"""The scenarios against children with one mistake each: which of them fail."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Dict, List, Set
+
+import pytest
+
+from celery_linepool.kit.play import Company, Options
+from celery_linepool.kit.runner import Outcome, Result, play_all
+from celery_linepool.kit.scenario import Scenario
+from celery_linepool.kit.scenarios import ALL
+
+CHILDREN = Path(__file__).parent / "children" / "kit"
+#: It takes as long as all others together, and is the business of two children only.
+LONG = "memory"
+
+#: The file of each child, and the scenarios that it fails.
+MISTAKES: Dict[str, Set[str]] = {
+    "backtrace_is_a_string": {"reply-fields"},
+    "cuts_letters": {"long-message"},
+    "dies_of_exceptions": {
+        "unknown-task",
+        "long-message",
+        "exception",
+        "exception-backtrace",
+        "exception-cause",
+        "publish-refused",
+        "publish-without-an-answer",
+        "exit",
+        "line-over-the-limit",
+    },
+    "dies_of_exit": {"exit"},
+    "dies_of_int": {"int", "int-during-a-task"},
+    "dies_of_term": {
+        "term-during-a-task",
+        "term-of-what-was-begun",
+        "term-of-what-waits",
+    },
+    "drops_early_requests": {"request-while-booting"},
+    "events_in_the_original_protocol": {"original-protocol-events"},
+    "forgets_to_flush": {"replies"},
+    "hello_in_the_original_protocol": {"original-protocol", "original-protocol-unset"},
+    "holds_the_lock": {"ping-during-a-task", "inflight-order"},
+    "id_is_a_number": {"id-digits"},
+    "ignores_answers": {
+        "publish",
+        "publish-on-success",
+        "publish-refused",
+        "inflight-full",
+    },
+    "ignores_cancel": {"cancel"},
+    "ignores_eof": {
+        "eof-while-booting",
+        "eof",
+        "eof-after-a-request",
+        "eof-during-a-task",
+        "publish-without-an-answer",
+        "subprocess-and-eof",
+    },
+    "ignores_stop": {"stop", "stop-during-a-task"},
+    "ignores_term": {
+        "term",
+        "term-during-a-task",
+        "term-of-what-was-begun",
+        "term-of-what-waits",
+    },
+    "late_event": {"event-ids"},
+    "leaks": {"memory"},
+    "leaves_a_process": {"no-process-left"},
+    "looks_up_cancelled": {"cancel-of-no-request"},
+    "loses_digits": {"integers-of-64-bits", "integers-beyond-64-bits"},
+    "loses_the_last_task": {
+        "eof-after-a-request",
+        "eof-during-a-task",
+        "publish-without-an-answer",
+    },
+    "no_cause": {"exception-cause"},
+    "no_id": {"reply-id"},
+    "no_pong": {
+        "ping",
+        "ping-during-a-task",
+        "unknown-field-of-op",
+        # It pings to know that a task was begun.
+        "term-during-a-task",
+    },
+    "no_retries": {"context"},
+    "one_at_a_time": {"inflight-order", "inflight-full"},
+    "one_type_for_empty": {"empty-list-and-object"},
+    "over_the_limit": {"line-over-the-limit"},
+    "pastes_the_id": {
+        "id-quotes",
+        "id-backslashes",
+        "id-control-characters",
+        "id-nul",
+        "id-spaces",
+    },
+    "prints_after_a_task": {"noise"},
+    "prints_at_exit": {"print-at-exit"},
+    "prints_to_stdout": {"print", "subprocess-and-channel"},
+    "prints_while_booting": {"noise-before-hello"},
+    "quiet_stderr": {"stderr"},
+    "reads_64_kb": {"id-long", "large-argument", "long-message"},
+    "refuses_unknown_fields": {"unknown-field"},
+    "refuses_unknown_ops": {"unknown-op"},
+    "replies_twice": {"reply-once"},
+    "says_infinity": {"not-a-number"},
+    "second_hello": {"hello-once"},
+    "shares_its_channel": {"subprocess-and-channel"},
+    "shortens_the_id": {"id-long"},
+    "splits_at_unicode": {"id-line-separators", "unicode"},
+    "takes_reads_for_lines": {
+        "id-long",
+        "large-argument",
+        "long-message",
+        "one-byte-at-a-time",
+        "several-lines-at-once",
+    },
+    "throttles_at_term": {"term-of-what-waits"},
+    "waits_for_subprocesses": {"subprocess-and-eof"},
+    "writes_once": {"id-long", "large-argument", "large-result", "long-message"},
+    "wrong_hello": {"hello"},
+    "wrong_id": {"replies"},
+    "wrong_status": {"status-retry"},
+}
+
+
+def play(child: str, rows: List[Scenario]) -> List[Result]:
+    options = Options(
+        (sys.executable, "-S", str(CHILDREN / f"{child}.py")),
+        timeout=3,
+        boot_timeout=5,
+    )
+    company = Company(options)
+    try:
+        return play_all(company, rows, print)
+    finally:
+        company.close()
+
+
+def of(results: List[Result], outcome: Outcome) -> Set[str]:
+    return {result.scenario.id for result in results if result.outcome is outcome}
+
+
+@pytest.mark.parametrize("child", MISTAKES)
+def test_each_mistake_is_found_and_nothing_else(child: str) -> None:
+    expected = MISTAKES[child]
+    results = play(child, [row for row in ALL if row.id != LONG or LONG in expected])
+    assert of(results, Outcome.FAILED) == expected
+
+
+def test_every_child_is_played() -> None:
+    files = {path.stem for path in CHILDREN.glob("*.py")}
+    assert files == {*MISTAKES, "good"}
