@@ -262,7 +262,9 @@ class Play:
         if took > END:
             self.notes.append(f"it took {took:.1f} s; the rule is {END:g} s")
         survivors = talk.child.survivors(family)
-        for process in psutil.wait_procs(survivors, END)[1]:
+        # A moment for what is just ending, unless it is known that it does not.
+        wait = 0 if self.company.left else END
+        for process in psutil.wait_procs(survivors, wait)[1]:
             self.company.left.append(f"process {process.pid}")
             _kill(process)
 
