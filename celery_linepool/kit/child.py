@@ -247,6 +247,16 @@ class Child:
                 pass  # it has just ended, and has no memory
         return total
 
+    def cpu(self) -> float:
+        """Seconds of work of it and of what it has started."""
+        total = 0.0
+        for process in [_process(self.pid), *self.family()]:
+            try:
+                total += sum(process.cpu_times()[:2]) if process else 0
+            except psutil.NoSuchProcess:
+                pass  # it has just ended
+        return total
+
     def close(self) -> None:
         """Kill whatever is left, and collect it."""
         family = self.family()

@@ -105,6 +105,7 @@ class Company:
             self._shared = self.boot()
             self._own.remove(self._shared)
         self._shared.events.clear()
+        self._shared.patience = 1
         return self._shared
 
     def meet(self) -> None:
@@ -133,7 +134,8 @@ class Company:
                 raise Mute(_last_words(talk)) from None
             raise
         self._share(talk)
-        self._try_echo(talk)
+        if self.hello is None or not self.hello.tasks:
+            self._try_echo(talk)
 
     def _rename_noise(self) -> None:
         """Where no hello comes, nothing is before it."""

@@ -48,6 +48,8 @@ class Talk:
         self.hello_line = b""
         #: Events that nobody has taken yet.
         self.events: List[Said] = []
+        #: How many times it is waited for, as long as it is busy.
+        self.patience = 1
         self.last: Optional[Said] = None
         self._note = note
         self._timeout, self._boot_timeout = timeout, boot_timeout
@@ -211,7 +213,7 @@ class Talk:
 
     def _hear_or_fail(self, what: str) -> None:
         try:
-            if self.hear() is not None:
+            if self._hear_patiently() is not None:
                 return
         except Late:
             why = "; it has closed its channel in" if self._deaf else ""
@@ -220,6 +222,16 @@ class Talk:
         code = self.child.exit_code
         how = "it closed its channel" if code is None else f"it ended, {_exit(code)}"
         raise Failure(f"{what}; {how}", self.child.rest)
+
+    def _hear_patiently(self) -> Optional[Said]:
+        for _ in range(self.patience - 1):
+            before = self.child.cpu()
+            try:
+                return self.hear()
+            except Late:
+                if self.child.cpu() - before < self.wait / 10:
+                    raise
+        return self.hear()
 
     def _deadline(self) -> float:
         return time.monotonic() + self.wait

@@ -35,14 +35,6 @@ def replies(play: Play) -> None:
         raise unflushed(talk, silent) from None
 
 
-@rows.add("replies-again", MUST, "3", "loop", original=True)
-def replies_again(play: Play) -> None:
-    """A child that serves one task only is booted anew for each."""
-    talk = play.shared()
-    play.ask(talk)
-    play.ask(talk)
-
-
 @rows.add("request-while-booting", MUST, "4.1", "booting", original=True)
 def request_while_booting(play: Play) -> None:
     """The worker may write a request while the child boots; whoever throws away what
@@ -96,7 +88,7 @@ def channel_fd(play: Play) -> None:
     """With `channel = "fd"` the worker speaks over the descriptors 3 and 4, and leaves
     stdin and stdout to the application."""
     talk = play.boot(LINEPOOL_CHANNEL="fd")
-    play.echo(talk, "over 3 and 4", key=4)
+    play.ask(talk)
     if play.company.serves("print"):
         play.check(talk, "print", "not over 4")
         play.ask(talk)

@@ -10,6 +10,8 @@ from ..said import encode
 from ..scenario import MUST, Failure, Rows
 
 rows = Rows()
+#: With MBs a JSON library that is written in its own language takes seconds.
+PATIENCE = 6
 
 #: The parts of ids that have been lost on the way.
 IDS = {
@@ -103,13 +105,16 @@ def several_lines_at_once(play: Play) -> None:
 @rows.add("large-argument", MUST, "1.6", "framing", original=True)
 def large_argument(play: Play) -> None:
     """A line may have 16 MiB: many times what a pipe or a buffer holds. Here 8 MB."""
-    play.echo(play.shared(), "x" * 8_000_000, key=1)
+    talk = play.shared()
+    talk.patience = PATIENCE
+    play.echo(talk, "x" * 8_000_000, key=1)
 
 
 @rows.add("large-result", MUST, "1.2", "framing", tasks=("big",))
 def large_result(play: Play) -> None:
     """A write takes what fits into the pipe: the rest has to be written too."""
     talk = play.shared()
+    talk.patience = PATIENCE
     reply = play.check(talk, "big", 8_000_000).expect("ok")
     if reply.result != "x" * 8_000_000:
         raise Failure("8 MB of x", reply.line)
