@@ -11,16 +11,8 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 
 import click
 
-from .child import NotStarted
-from .command import (
-    CannotStart,
-    ForCommand,
-    boot_timeout,
-    end_with_children,
-    for_child,
-    options_of,
-)
-from .play import ECHO, Company, Mute
+from .command import ForCommand, boot_timeout, company_of, for_child, options_of
+from .play import ECHO, Company
 from .scenario import Failure
 from .talk import Talk
 
@@ -70,18 +62,13 @@ def bench(
     **options: Any,
 ) -> None:
     """Measure round trips to a child: the pipe, the JSON and the task, no broker."""
-    company = Company(options_of(command, task=task, **options))
-    end_with_children()
     try:
-        boot = _boot(company)
-        most = _most(company, inflight)
-        measured = _measure(company.shared(), task, tasks, most, size)
-    except (NotStarted, Mute) as exc:
-        raise CannotStart(exc) from None
+        with company_of(options_of(command, task=task, **options)) as company:
+            boot = _boot(company)
+            most = _most(company, inflight)
+            measured = _measure(company.shared(), task, tasks, most, size)
     except Failure as failure:
         raise click.ClickException(f"expected {failure.expected}") from None
-    finally:
-        company.close()
     given = {"boot_seconds": boot, "tasks": tasks, "inflight": most, "size": size}
     found = {**given, **measured}
     click.echo(json.dumps(found, indent=2) if as_json else _lines(found))

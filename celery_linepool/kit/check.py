@@ -9,16 +9,8 @@ from typing import Any, List, Tuple
 import click
 
 from . import report
-from .child import NotStarted
-from .command import (
-    CannotStart,
-    ForCommand,
-    boot_timeout,
-    end_with_children,
-    for_child,
-    options_of,
-)
-from .play import ECHO, Company, Mute
+from .command import ForCommand, boot_timeout, company_of, for_child, options_of
+from .play import ECHO
 from .runner import Result, play_all
 from .scenario import Scenario
 from .scenarios import ALL
@@ -63,14 +55,8 @@ def check(
     rows = _chosen(only)
     if list_:
         return report.tell_list(rows)
-    company = Company(options_of(command, **options))
-    end_with_children()
-    try:
+    with company_of(options_of(command, **options)) as company:
         results = play_all(company, rows, _silent if as_json else report.tell)
-    except (NotStarted, Mute) as exc:
-        raise CannotStart(exc) from None
-    finally:
-        company.close()
     if as_json:
         click.echo(report.document(company, results))
     else:

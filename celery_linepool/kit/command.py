@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import signal
 import sys
-from typing import Any, Callable, Dict, List, Sequence, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, TypeVar
 
 import click
 
-from .play import Options
+from .child import NotStarted
+from .play import Company, Mute, Options
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,10 +82,19 @@ def options_of(command: Tuple[str, ...], **options: Any) -> Options:
     return Options(command=command, **options)
 
 
-def end_with_children() -> None:
-    """SIGTERM and SIGHUP end this process as Ctrl-C does: its children are killed."""
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _leave)
+@contextlib.contextmanager
+def company_of(options: Options) -> Iterator[Company]:
+    """Children that do not outlive the command, however it ends."""
+    before = {n: signal.signal(n, _leave) for n in (signal.SIGTERM, signal.SIGHUP)}
+    company = Company(options)
+    try:
+        yield company
+    except (NotStarted, Mute) as exc:
+        raise CannotStart(exc) from None
+    finally:
+        company.close()
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _leave(signum: int, frame: object) -> None:

@@ -53,7 +53,7 @@ STARTS = {
     ),
     "python": Start(
         {"linepool.py": "linepool.py", "worker.py": "example/worker.py"},
-        ("python", "worker.py"),
+        ("python3", "worker.py"),
     ),
     "perl": Start(
         {"Linepool.pm": "Linepool.pm", "worker.pl": "example/worker.pl"},

@@ -10,8 +10,7 @@ from typing import Any, Dict, List, Optional, Tuple
 
 import click
 
-from .child import NotStarted
-from .command import CannotStart, ForCommand, end_with_children, for_child, options_of
+from .command import ForCommand, company_of, for_child, options_of
 from .play import Company
 from .said import Odd, Said
 from .scenario import Failure
@@ -83,16 +82,12 @@ def run(
     # A child of the original protocol says nothing before its reply.
     wait = math.inf if timeout is None else timeout
     waits = {"timeout": wait, "boot_timeout": wait}
-    company = Company(options_of(command, **waits, **options))
-    end_with_children()
     try:
-        reply = _serve(company, task, [_value(text) for text in args], kwargs)
-    except NotStarted as exc:
-        raise CannotStart(exc) from None
+        with company_of(options_of(command, **waits, **options)) as company:
+            values = [_value(text) for text in args]
+            reply = _serve(company, task, values, kwargs)
     except Failure as failure:
         raise NoReply(f"expected {failure.expected}") from None
-    finally:
-        company.close()
     _tell(reply)
     sys.exit(EXIT_CODES.get(reply.status, OTHER_STATUS))
 

@@ -219,9 +219,16 @@ class Talk:
             why = "; it has closed its channel in" if self._deaf else ""
             text = f"{what} within {self.wait:g} s{why}"
             raise Silent(text, self.child.rest) from None
-        code = self.child.exit_code
+        code = self._exit_code()
         how = "it closed its channel" if code is None else f"it ended, {_exit(code)}"
         raise Failure(f"{what}; {how}", self.child.rest)
+
+    def _exit_code(self) -> Optional[int]:
+        """Of a child whose channel out has ended; None if it goes on without it."""
+        try:
+            return self.child.wait_end(time.monotonic() + END)
+        except Late:
+            return None
 
     def _hear_patiently(self) -> Optional[Said]:
         for _ in range(self.patience - 1):

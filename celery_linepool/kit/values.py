@@ -15,7 +15,7 @@ def difference(expected: Any, found: Any, where: str = "") -> Optional[str]:
     if isinstance(expected, dict):
         for name in {**expected, **found}:
             if name not in found or name not in expected:
-                word = "no" if name in found else "a"
+                word = "a" if name in found else "no"
                 return f"{word} key {_short(name)} at {where or 'the top'}"
         pairs = ((f"[{_short(name)}]", name) for name in expected)
     elif isinstance(expected, list):
