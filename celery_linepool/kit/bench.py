@@ -12,7 +12,7 @@ from typing import Any, Deque, Dict, List, Optional, Tuple
 import click
 
 from .command import ForCommand, boot_timeout, company_of, for_child, options_of
-from .play import ECHO, Company
+from .company import ECHO, Company
 from .scenario import Failure
 from .talk import Talk
 

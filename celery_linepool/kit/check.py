@@ -10,7 +10,7 @@ import click
 
 from . import report
 from .command import ForCommand, boot_timeout, company_of, for_child, options_of
-from .play import ECHO
+from .company import ECHO
 from .runner import Result, play_all
 from .scenario import Scenario
 from .scenarios import ALL

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
-import sys
 from typing import Any, Callable, Dict, Iterator, List, Sequence, Tuple, TypeVar
 
 import click
 
 from .child import NotStarted
-from .play import Company, Mute, Options
+from .company import Company, Mute, Options
+from .signals import Signals
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -85,20 +84,15 @@ def options_of(command: Tuple[str, ...], **options: Any) -> Options:
 @contextlib.contextmanager
 def company_of(options: Options) -> Iterator[Company]:
     """Children that do not outlive the command, however it ends."""
-    before = {n: signal.signal(n, _leave) for n in (signal.SIGTERM, signal.SIGHUP)}
-    company = Company(options)
-    try:
-        yield company
-    except (NotStarted, Mute) as exc:
-        raise CannotStart(exc) from None
-    finally:
-        company.close()
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _leave(signum: int, frame: object) -> None:
-    sys.exit(128 + signum)
+    signals = Signals()
+    with signals.handled():
+        company = Company(options, signals.held)
+        try:
+            yield company
+        except (NotStarted, Mute) as exc:
+            raise CannotStart(exc) from None
+        finally:
+            company.close()
 
 
 def shown(command: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Dict, List, Sequence
 
 import click
 
-from .play import Company
+from .company import Company
 from .runner import Outcome, Result
 from .scenario import Level, Scenario
 

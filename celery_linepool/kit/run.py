@@ -11,7 +11,7 @@ from typing import Any, Dict, List, Optional, Tuple
 import click
 
 from .command import ForCommand, company_of, for_child, options_of
-from .play import Company
+from .company import Company
 from .said import Odd, Said
 from .scenario import Failure
 from .talk import Talk

@@ -9,7 +9,8 @@ from typing import Callable, List, Optional, Sequence
 
 from ..messages import SHOWN, show
 from .child import NotStarted
-from .play import Company, Play
+from .company import Company
+from .play import Play
 from .remedies import remedy
 from .scenario import Failure, Scenario, Untried
 from .scenarios import ALL, GATES

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ...messages import Hello
-from ..play import Play, unflushed
+from ..company import unflushed
+from ..play import Play
 from ..said import Oddity
 from ..scenario import MUST, SHOULD, Failure, Rows
 from ..talk import Silent

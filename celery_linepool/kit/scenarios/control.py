@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..play import CHECK, Play
+from ..company import CHECK
+from ..play import Play
 from ..scenario import MUST, SHOULD, Failure, Rows
 from ..talk import Talk
 

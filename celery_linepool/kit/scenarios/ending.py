@@ -9,7 +9,8 @@ from typing import Any, Tuple
 import psutil
 
 from ..child import Late
-from ..play import CHECK, ECHO, Play
+from ..company import CHECK, ECHO
+from ..play import Play
 from ..scenario import MUST, SHOULD, Failure, Rows
 from ..talk import Talk
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ..play import CHECK, ECHO, Play
+from ..company import CHECK, ECHO
+from ..play import Play
 from ..said import Said
 from ..scenario import MUST, Failure, Rows
 from ..talk import Talk

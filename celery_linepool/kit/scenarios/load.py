@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Deque, List
 
-from ..play import CHECK, ECHO, Play
+from ..company import CHECK, ECHO
+from ..play import Play
 from ..scenario import SHOULD, Failure, Rows, Untried
 from ..talk import Talk
 

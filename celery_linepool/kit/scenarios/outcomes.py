@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+from ..company import CHECK
 from ..languages import CANNOT_CATCH_EXIT, CANNOT_SURVIVE_EXIT
-from ..play import CHECK, Play
+from ..play import Play
 from ..scenario import MAY, MUST, SHOULD, Failure, Rows, Untried
 
 rows = Rows()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Callable
 
-from ..play import ECHO, Play
+from ..company import ECHO
+from ..play import Play
 from ..said import encode
 from ..scenario import MUST, Failure, Rows
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, List
 
+from ..company import CHECK, ECHO
 from ..languages import CANNOT_TELL_EMPTY, LARGEST_INTEGER
-from ..play import CHECK, ECHO, Play
+from ..play import Play
 from ..said import Oddity
 from ..scenario import MUST, SHOULD, Level, Rows, Untried
 

@@ -8,7 +8,7 @@ from good import Child
 
 class Bad(Child):
     def say_hello(self):
-        if self.protocol >= 2 and select.select([self.input], [], [], 0.2)[0]:
+        if self.protocol >= 2 and select.select([self.input], [], [], 1)[0]:
             os.read(self.input, 65536)
         super().say_hello()
 

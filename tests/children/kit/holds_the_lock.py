@@ -4,6 +4,8 @@ from good import Child
 
 
 class Bad(Child):
+    inflight = 1
+
     def do_sleep(self, request, seconds):
         with self.lock:
             return super().do_sleep(request, seconds)

@@ -1,4 +1,4 @@
-"""Ends with its channel, whatever it has begun."""
+"""Ends with its channel, though a task takes longer."""
 
 import os
 
@@ -7,7 +7,9 @@ from good import Child
 
 class Bad(Child):
     def end(self):
-        os._exit(0)
+        tasks = [request.payload["task"] for request in list(self.running.values())]
+        if {"linepool.check.sleep", "linepool.check.publish"} & set(tasks):
+            os._exit(0)
 
 
 Bad().run()
