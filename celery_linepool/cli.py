@@ -6,7 +6,7 @@ point ``celery.commands``). So it imports nothing but what is there already.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any, List, Optional, cast
 
 import click
 from celery.bin.control import control as control_command
@@ -65,6 +65,26 @@ _widen()
 _add_control_commands()
 
 
-@click.group()
+class Tools(click.Group):
+    """Commands that are imported when they are used: this file always is."""
+
+    modules = {
+        name: f"celery_linepool.kit.{name}:{name}"
+        for name in ("bench", "check", "init", "run")
+    }
+
+    def list_commands(self, ctx: click.Context) -> List[str]:
+        return sorted(self.modules)
+
+    def get_command(self, ctx: click.Context, name: str) -> Optional[click.Command]:
+        if name not in self.modules:
+            return None
+        return cast(
+            click.Command,
+            symbol_by_name(self.modules[name]),  # type: ignore[no-untyped-call]
+        )
+
+
+@click.group(cls=Tools)
 def linepool() -> None:
     """Tools for pools of foreign children."""

@@ -1,0 +1,14 @@
+"""Does not hear SIGTERM."""
+
+import signal
+
+from good import Child
+
+
+class Bad(Child):
+    def set_signals(self):
+        super().set_signals()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+Bad().run()
