@@ -68,6 +68,13 @@ def test_what_a_child_must_do_is_proved() -> None:
     assert must - proved == set()
 
 
+def test_the_document_names_the_scenarios_of_each_rule() -> None:
+    proofs: Dict[str, List[str]] = {}
+    for row in ALL:
+        proofs.setdefault(row.rule, []).append(row.id)
+    assert NAMED == proofs
+
+
 def test_the_document_names_scenarios_that_there_are() -> None:
     ids = {row.id for row in ALL}
     for rule, names in NAMED.items():
