@@ -93,6 +93,10 @@ def mute():
 def deep(n):
     return deep(n + 1)
 
+@linepool.task("nan")
+def nan():
+    return float("nan")
+
 @linepool.task("odd")
 def odd():
     return object()
@@ -118,6 +122,17 @@ def late_():
 @linepool.task("publish", bind=True)
 def publish(context, **options):
     return context.publish("other", [1], {"a": 2}, **options)
+
+@linepool.task("publish twice", bind=True)
+def publish_twice(context):
+    try:
+        context.publish("other")
+    except RuntimeError:
+        context.publish("another")
+
+@linepool.task("inherits")
+def inherits():
+    return os.system("exec 2>/dev/null; true <&3 || true >&4")
 
 @linepool.task("wait", bind=True)
 def wait(context):
@@ -223,6 +238,18 @@ def test_long_lines(start: Start, channel: str) -> None:
     assert child.end()[:2] == (0, b"")
 
 
+def test_replies_at_once_do_not_mix(child: Child) -> None:
+    for n in range(20):
+        child.request("big", 300_000, id=str(n))
+    replies = [child.read() for _ in range(20)]
+    assert {reply["id"] for reply in replies} == {str(n) for n in range(20)}
+    assert {reply["result"] for reply in replies} == {"x" * 300_000}
+
+
+def test_a_subprocess_does_not_inherit_the_channel(start: Start) -> None:
+    assert start(channel="fd").ask("inherits")["result"] != 0
+
+
 def test_a_reply_over_the_limit_is_an_error(start: Start) -> None:
     child = start(LINEPOOL_MAX_LINE="10000")
     error = child.ask("big", 10_000)
@@ -232,10 +259,11 @@ def test_a_reply_over_the_limit_is_an_error(start: Start) -> None:
 
 @pytest.mark.parametrize("channel", ["stdio", "fd"])
 def test_what_is_printed_is_seen_at_once(start: Start, channel: str) -> None:
-    child = start(channel=channel)
+    env = {"PYTHONIOENCODING": "ascii", "PYTHONUNBUFFERED": ""}
+    child = start(channel=channel, **env)
     child.request("print and die")
     log = child.process.stderr if channel == "stdio" else child.process.stdout
-    assert log and log.readline() in (b"caf\xc3\xa9\n", b"caf\\xe9\n")
+    assert log and log.readline() == b"caf\\xe9\n"
 
 
 @pytest.mark.parametrize("channel", ["stdio", "fd"])
@@ -263,6 +291,7 @@ def test_an_error_has_its_cause(child: Child) -> None:
     [
         ("exit", [], "SystemExit"),
         ("deep", [0], "RecursionError"),
+        ("nan", [], "ValueError"),
         ("odd", [], "TypeError"),
         ("mute", [], "__main__.Mute"),
         ("nope", [], "LookupError"),
@@ -341,6 +370,14 @@ def test_publish_that_fails(child: Child) -> None:
     child.send({"op": "answer", "id": "an-id", "seq": seq, "error": "no broker"})
     assert "no broker" in child.read()["message"]
     child.request("publish")
+    child.read()
+    child.input.close()
+    assert child.read()["status"] == "error"
+    assert child.end()[:2] == (0, b"")
+
+
+def test_publish_after_the_end(child: Child) -> None:
+    child.request("publish twice")
     child.read()
     child.input.close()
     assert child.read()["status"] == "error"
