@@ -13,6 +13,7 @@ import click
 
 from .command import ForCommand, boot_timeout, company_of, for_child, options_of
 from .company import ECHO, Company
+from .processes import memory
 from .scenario import Failure
 from .talk import Talk
 
@@ -91,7 +92,7 @@ def _most(company: Company, inflight: Optional[int]) -> int:
 def _measure(talk: Talk, task: str, count: int, most: int, size: int) -> Dict[str, Any]:
     args = ["x" * size] if size else []
     talk.ask(task, *args)
-    before = talk.child.rss()
+    before = memory(talk.child.pid)
     times: List[float] = []
     asked: Deque[Tuple[str, float]] = deque()
     statuses: Dict[str, int] = {}
@@ -113,7 +114,7 @@ def _measure(talk: Talk, task: str, count: int, most: int, size: int) -> Dict[st
         "p50_ms": percentiles[49] * 1000,
         "p99_ms": percentiles[98] * 1000,
         "rss_before": before,
-        "rss_after": talk.child.rss(),
+        "rss_after": memory(talk.child.pid),
     }
 
 

@@ -6,11 +6,14 @@ it ended. All of its pipes are drained while any of them is waited for.
 
 from __future__ import annotations
 
+import array
+import fcntl
 import math
 import os
 import selectors
 import signal
 import subprocess
+import termios
 import threading
 import time
 from collections import deque
@@ -18,7 +21,11 @@ from typing import Callable, Deque, List, Mapping, NamedTuple, Optional, Sequenc
 
 import psutil
 
+from . import processes
+
 READ_SIZE = 65536
+#: Seconds between two looks into a pipe.
+LOOK_AGAIN = 0.001
 #: Bytes of its stderr that are kept.
 STDERR_KEPT = 65536
 #: Makes its two pipes the descriptors 3 and 4. What it prints is its stderr then.
@@ -163,6 +170,28 @@ class Child:
                     self._selector.unregister(fd)
         return True
 
+    def wait_read(self, deadline: float) -> None:
+        """Wait until it has read what was written, or has ended.
+
+        Raises:
+            Late: it does not read.
+        """
+        while self._unread() and self.ended_at is None:
+            try:
+                # Nobody tells when a pipe is empty.
+                self.pump(time.monotonic() + LOOK_AGAIN)
+            except Late:
+                if time.monotonic() > deadline:
+                    raise
+
+    def _unread(self) -> int:
+        unread = array.array("i", [0])
+        try:
+            fcntl.ioctl(self._in.fileno(), termios.FIONREAD, unread)
+        except OSError:
+            return 0  # a system that tells it to the reader only
+        return unread[0]
+
     def close_input(self) -> None:
         self._in.close()
 
@@ -224,38 +253,7 @@ class Child:
 
     def family(self) -> List[psutil.Process]:
         """What it has started and what these have started, as far as that runs."""
-        try:
-            found: List[psutil.Process] = psutil.Process(self.pid).children(True)
-        except psutil.NoSuchProcess:
-            return []
-        return found
-
-    def survivors(self, family: Sequence[psutil.Process]) -> List[psutil.Process]:
-        """Those of its family, or of its session, that run although it has ended."""
-        session = [pid for pid in psutil.pids() if _session(pid) == self.pid]
-        known = {process.pid for process in family}
-        more = [_process(pid) for pid in session if pid not in known]
-        return [p for p in [*family, *more] if p and p.pid != self.pid and _runs(p)]
-
-    def rss(self) -> int:
-        """Bytes of memory of it and of what it has started."""
-        total = 0
-        for process in [_process(self.pid), *self.family()]:
-            try:
-                total += process.memory_info().rss if process else 0
-            except psutil.NoSuchProcess:
-                pass  # it has just ended, and has no memory
-        return total
-
-    def cpu(self) -> float:
-        """Seconds of work of it and of what it has started."""
-        total = 0.0
-        for process in [_process(self.pid), *self.family()]:
-            try:
-                total += sum(process.cpu_times()[:2]) if process else 0
-            except psutil.NoSuchProcess:
-                pass  # it has just ended
-        return total
+        return processes.descendants(self.pid)
 
     def close(self) -> None:
         """Kill whatever is left, and collect it."""
@@ -304,24 +302,3 @@ def _read(fd: int) -> Optional[bytes]:
         return os.read(fd, READ_SIZE)
     except BlockingIOError:
         return None
-
-
-def _session(pid: int) -> Optional[int]:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None  # it has just ended
-
-
-def _process(pid: int) -> Optional[psutil.Process]:
-    try:
-        return psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        return None
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False

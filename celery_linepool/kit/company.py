@@ -11,6 +11,7 @@ from typing import Any, Callable, ContextManager, Dict, List, Optional, Tuple
 from ..messages import MAX_LINE, PROTOCOL, Hello
 from .child import Child, Late
 from .languages import language_of
+from .reader import Reader
 from .said import Odd, Oddity
 from .scenario import Failure
 from .talk import Silent, Talk
@@ -94,9 +95,10 @@ class Company:
         waits = self.options.timeout, self.options.boot_timeout
         # At the first meeting nobody knows yet.
         greets = self.hello is not None and variables["LINEPOOL_PROTOCOL"] == "2"
+        reader = Reader(self._note, max_line, greets or not self.met)
         with self._undisturbed():
             child = Child(self.options.command, env, self.options.cwd, channel)
-            talk = Talk(child, self._note, *waits, max_line, greets or not self.met)
+            talk = Talk(child, reader, *waits)
             self._own.append(talk)
         return talk
 

@@ -7,6 +7,7 @@ from typing import Any, List, Optional
 import psutil
 
 from ..messages import Hello
+from . import processes
 from .company import CHECK, ECHO, Company
 from .said import Oddity, Said
 from .scenario import Failure, Scenario, Untried
@@ -85,7 +86,7 @@ class Play:
         took = talk.end() if since is None else talk.finish(since)
         if took > END:
             self.notes.append(f"it took {took:.1f} s; the rule is {END:g} s")
-        survivors = talk.child.survivors(family)
+        survivors = processes.survivors(talk.child.pid, family)
         # A moment for what is just ending, unless it is known that it does not.
         wait = 0 if self.company.left else END
         for process in psutil.wait_procs(survivors, wait)[1]:

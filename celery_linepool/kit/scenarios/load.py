@@ -7,6 +7,7 @@ from typing import Deque, List
 
 from ..company import CHECK, ECHO
 from ..play import Play
+from ..processes import memory
 from ..scenario import SHOULD, Failure, Rows, Untried
 from ..talk import Talk
 
@@ -64,14 +65,14 @@ def inflight_refilled(play: Play) -> None:
 
 
 @rows.add("memory", SHOULD, "8", "memory", original=True)
-def memory(play: Play) -> None:
+def memory_(play: Play) -> None:
     """A child lives for weeks. One that keeps a little of each task does not."""
     talk = play.shared()
     most = 1 if play.is_original else min(play.hello.inflight, 16)
     sizes: List[int] = []
     for _ in range(STRETCHES):
         _work(talk, play.task, TASKS // STRETCHES, most)
-        size = talk.child.rss()
+        size = memory(talk.child.pid)
         if not size:
             raise Untried("the size of the process cannot be read here")
         sizes.append(size)

@@ -85,7 +85,7 @@ def one_byte_at_a_time(play: Play) -> None:
     talk = play.shared()
     id, line = talk.line(ECHO if play.company.serves("echo") else play.task, "\u00e9")
     for n in range(len(line)):
-        talk.write(line[n : n + 1])
+        talk.write_apart(line[n : n + 1])
     talk.reply(id)
 
 
@@ -95,7 +95,7 @@ def several_lines_at_once(play: Play) -> None:
     talk = play.shared()
     lines = dict(talk.line(play.task) for _ in range(min(play.hello.inflight, 8)))
     data = b"".join(lines.values())
-    talk.write(data[:-5])
+    talk.write_apart(data[:-5])
     *whole, torn = lines
     for id in whole:
         talk.reply(id)
