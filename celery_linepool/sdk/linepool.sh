@@ -30,7 +30,7 @@ fi
 linepool__protocol=${LINEPOOL_PROTOCOL:-1} linepool__max_line=${LINEPOOL_MAX_LINE:-16777216}
 linepool__newline='
 '
-linepool__mark=$(printf '\001') linepool__tasks=$linepool__newline
+linepool__mark=$(printf '\001linepool\001') linepool__tasks=$linepool__newline
 linepool__names='' linepool__leaving='' linepool__none='{}'
 
 # linepool_task NAME COMMAND
@@ -44,7 +44,7 @@ linepool_run() {
     case $- in *e*) linepool__errexit=-e ;; *) linepool__errexit=+e ;; esac
     set +e
     [ -z "${LINEPOOL_CHECK-}" ] || . "$LINEPOOL_CHECK/check.sh"
-    trap : INT # what is ignored here would be ignored by commands, too
+    trap linepool__signal=yes INT # commands would ignore it, too, if it were ignored here
     trap linepool__leave TERM
     [ "$linepool__protocol" -lt 2 ] || linepool__write \
         "{\"op\":\"hello\",\"protocol\":2,\"language\":\"sh\",\"tasks\":[$linepool__names]}"
@@ -100,11 +100,7 @@ linepool_reject() { linepool__end "\"status\":\"rejected\",\"requeue\":${1:-fals
 # linepool_ignore: nothing is stored.
 linepool_ignore() { linepool__end '"status":"ignored"'; }
 
-linepool__end() {
-    printf '%s%s' "$linepool__mark" "$1"
-    exit 0
-}
-
+linepool__end() { printf '%s%s' "$linepool__mark" "$1" && exit; }
 linepool__event() { [ "$linepool__protocol" -lt 2 ] || linepool__reply "$1"; }
 linepool__reply() { linepool__write "{\"id\":$linepool__id,$1}"; }
 linepool__write() {
@@ -116,17 +112,17 @@ linepool__write() {
 }
 
 linepool__leave() {
-    linepool__leaving=yes
+    linepool__leaving=yes linepool__signal=yes
     # With nothing read it is idle, and the read of some shells would go on.
     [ -n "$linepool__line$linepool__part" ] || exit 0
 }
 
-# Reads a line, over signals, and makes variables of it.
+# Reads a line, and makes variables of it. A signal may look like the end of the channel.
 linepool__read() {
     linepool__line='' linepool__part=''
     [ -z "$linepool__leaving" ] || return 1
-    until IFS= read -r linepool__part <&3; do
-        [ $? -gt 128 ] || return 1 # it was no signal
+    until linepool__signal='' && IFS= read -r linepool__part <&3; do
+        [ -n "$linepool__signal" ] || return 1
         linepool__line=$linepool__line$linepool__part
     done
     linepool__line=$linepool__line$linepool__part
@@ -154,7 +150,7 @@ linepool__serve() {
 linepool__perform() {
     trap : INT TERM
     linepool__out=$(
-        trap : INT TERM
+        trap linepool__signal=yes INT TERM
         linepool__command=${linepool__tasks#*"$linepool__newline$linepool_name$linepool__mark"}
         linepool__command=${linepool__command%%"$linepool__newline"*}
         set "$linepool__errexit"
@@ -180,9 +176,11 @@ linepool__awk='
 BEGIN {
     for (i = 1; i < 256; i++) char[i] = sprintf("%c", i)
     if (mode != "string") RS = char[1] # newlines are white space
-    b = "[\200-\277]"
-    utf8 = "[\302-\337]" b "|\340[\240-\277]" b "|[\341-\354\356\357]" b b "|\355[\200-\237]" b
-    utf8 = utf8 "|\360[\220-\277]" b b "|[\361-\363]" b b b "|\364[\200-\217]" b b
+    # One by one, and not as alternatives: some awks take the square of the time for those.
+    list = "[\302-\337]B \340[\240-\277]B [\341-\354\356\357]BB \355[\200-\237]B"
+    list = list " \360[\220-\277]BB [\361-\363]BBB \364[\200-\217]BB"
+    gsub(/B/, "[\200-\277]", list)
+    split(list, utf8, " ")
 }
 mode == "string" {
     gsub(/[\\"]/, "\\\\&")
@@ -198,13 +196,13 @@ mode == "string" {
     else if (length(json = plain(json)) <= max) print json
     else fail()
 }
-END { if (failed) exit 1; if (mode == "string") printf "\"" }
+END { if (failed) exit 1; if (mode == "string") print "\"" }
 function fail() { failed = 1; exit }
 # Without control characters; bytes that are no UTF-8 are taken for Latin-1.
 function plain(s,    i, rest) {
     if (s ~ /[\001-\037]/) for (i = 1; i < 32; i++) gsub(char[i], sprintf("\\u%04x", i), s)
     rest = s
-    gsub(utf8, "", rest)
+    for (i in utf8) gsub(utf8[i], " ", rest)
     if (rest ~ /[\200-\377]/)
         for (i = 128; i < 256; i++) gsub(char[i], sprintf("\\u%04x", i), s)
     return s
@@ -225,7 +223,7 @@ function advance(    c) {
         do { # a backslash at its end belongs to a quote inside
             base += length(piece[k]) + 1
             c = piece[++k]
-            gsub(/\\[\\\/bfnrt]|\\u[0-9A-Fa-f][0-9A-Fa-f][0-9A-Fa-f][0-9A-Fa-f]/, "", c)
+            gsub(/\\([\\\/bfnrt]|u[0-9A-Fa-f][0-9A-Fa-f][0-9A-Fa-f][0-9A-Fa-f])/, "", c)
             if (c ~ /\\./ || k >= pieces) fail()
         } while (c ~ /\\$/)
         base += length(piece[k++]) + 1
@@ -244,8 +242,7 @@ function value(path, depth,    first, closing, i, key) {
             key = i
             if (closing == "}") {
                 key = substr(json, start + 1, stop - start - 1)
-                expect("string")
-                expect(":")
+                expect("string"); expect(":")
             }
             value(depth < 3 ? path "/" key : "", depth + 1)
         }
@@ -262,8 +259,7 @@ function print_code(    i, n, path, field) {
     if (!("/payload" in raw)) return
     print "linepool__op= linepool__id=" quoted(raw["/id"]) "\nlinepool__call() {"
     for (path in raw)
-        if (path ~ /^\/payload\/kwargs\/[A-Za-z_][A-Za-z0-9_]*$/)
-            assign("kw_" substr(path, 17), raw[path])
+        if (path ~ /^\/payload\/kwargs\/[A-Za-z0-9_]+$/) assign("kw_" substr(path, 17), raw[path])
     printf "\"${linepool__command:?unknown task $linepool_name}\""
     for (i = 0; ("/payload/args/" i) in raw; i++) { printf " "; word(raw["/payload/args/" i]) }
     print "\n}"
@@ -293,6 +289,7 @@ function hex(s,    i, n) {
 }
 function encoded(n,    top, s) {
     if (n < 128) return n ? char[n] : "" # no shell has NUL
+    if (n >= 55296 && n < 57344) n = 65533 # half a pair
     for (top = 64; n >= top; top /= 2) { s = char[128 + n % 64] s; n = int(n / 64) }
     return char[256 - 2 * top + n] s
 }
