@@ -40,7 +40,7 @@ def _opentelemetry() -> Dict[str, str]:
 
 def _sentry() -> Dict[str, str]:
     sentry = sys.modules.get("sentry_sdk")
-    if sentry is None:
+    if sentry is None or not sentry.get_client().is_active():
         return {}
     told = {"sentry-trace": sentry.get_traceparent(), "baggage": sentry.get_baggage()}
     return {name: value for name, value in told.items() if value}
