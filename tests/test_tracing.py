@@ -1,4 +1,4 @@
-"""The context of a trace, as a child gets it; see test_conversation for real workers."""
+"""The context of a trace, as a child gets it. Real workers: test_conversation."""
 
 from __future__ import annotations
 
