@@ -69,8 +69,14 @@ class Tools(click.Group):
     """Commands that are imported when they are used: this file always is."""
 
     modules = {
-        name: f"celery_linepool.kit.{name}:{name}"
-        for name in ("bench", "check", "init", "run")
+        **{
+            name: f"celery_linepool.kit.{name}:{name}"
+            for name in ("bench", "check", "init", "run")
+        },
+        **{
+            name: f"celery_linepool.steer:{name}"
+            for name in ("dump", "pause", "reset", "resume", "scale", "stats", "top")
+        },
     }
 
     def list_commands(self, ctx: click.Context) -> List[str]:
@@ -87,4 +93,4 @@ class Tools(click.Group):
 
 @click.group(cls=Tools)
 def linepool() -> None:
-    """Tools for pools of foreign children."""
+    """Tools for pools of foreign children, and for who writes a child."""

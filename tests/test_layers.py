@@ -30,6 +30,7 @@ SPEAKS_CELERY = {
     "runtime",
     "settings",
     "settler",
+    "steer",
     "tasks",
 }
 #: What the wire must not know: it has no I/O, no clock and no thread.
