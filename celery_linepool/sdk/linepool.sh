@@ -21,8 +21,9 @@
 # 1970, when the child is killed, or empty), and as JSON $linepool_args, $linepool_kwargs and
 # $linepool_meta. `set -e` holds in a task if it did when linepool_run was called.
 #
-# A shell hears nothing while it waits for a command, so there is no cancel. What a task
-# leaves behind has to let go of everything: command >log 2>&1 3<&- 4>&- &
+# A shell hears nothing while it waits for a command, so there is no cancel; and a SIGTERM in
+# the instant before it reads is heard when a line or the end of the channel comes. What a
+# task leaves behind has to let go of everything: command >log 2>&1 3<&- 4>&- &
 
 if [ "${LINEPOOL_CHANNEL-}" != fd ]; then
     exec 3<&0 4>&1 </dev/null >&2 # commands that read stdin would swallow requests
@@ -31,7 +32,7 @@ linepool__protocol=${LINEPOOL_PROTOCOL:-1} linepool__max_line=${LINEPOOL_MAX_LIN
 linepool__newline='
 '
 linepool__mark=$(printf '\001linepool\001') linepool__tasks=$linepool__newline
-linepool__names='' linepool__leaving='' linepool__none='{}'
+linepool__names='' linepool__leaving='' linepool__line='' linepool__part='' linepool__none='{}'
 
 # linepool_task NAME COMMAND
 linepool_task() {
@@ -184,7 +185,7 @@ BEGIN {
 }
 mode == "string" {
     gsub(/[\\"]/, "\\\\&")
-    printf "%s%s", NR == 1 ? "\"" : "\\n", plain($0); next
+    printf "%s%s", (NR == 1 ? "\"" : "\\n"), plain($0); next
 }
 {
     gsub(/[\t\n\r]/, " ")
