@@ -492,6 +492,17 @@ def test_the_example(tmp_path: Path) -> None:
     child.close()
 
 
+def test_it_may_be_part_of_a_package(tmp_path: Path) -> None:
+    (tmp_path / "app").mkdir()
+    shutil.copy(SDK / "linepool.py", tmp_path / "app")
+    (tmp_path / "worker.py").write_text("from app import linepool; linepool.run()")
+    command = [sys.executable, str(tmp_path / "worker.py")]
+    child = Child(command, LINEPOOL_CHECK=str(SDK / "check"))
+    assert child.ask("linepool.check.echo")["status"] == "ok"
+    assert child.end() == (0, b"", "")
+    child.close()
+
+
 def test_it_is_python_3_6() -> None:
     for path in (SDK / "linepool.py", SDK / "check" / "check.py"):
         ast.parse(path.read_text(), feature_version=(3, 6))

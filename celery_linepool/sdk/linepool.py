@@ -293,7 +293,7 @@ def run(inflight=1):
     if checks:  # the folder of the tasks of `celery linepool check`
         sys.modules.setdefault("linepool", sys.modules[__name__])
         runpy.run_path(os.path.join(checks, "check.py"))
-    _child.serve(inflight if _PROTOCOL >= 2 else 1)
+    _child.serve(inflight)
 
 
 _child = _Child()
