@@ -25,6 +25,8 @@ LARGEST_INTEGER = {"node": 2**53 - 1, "php": 2**63 - 1, "perl": 2**63 - 1}
 CANNOT_TELL_EMPTY = {"php"}
 #: The child can reply, and ends then.
 CANNOT_SURVIVE_EXIT = {"php"}
+#: What it opens is inherited by every subprocess.
+CANNOT_CLOSE_ON_EXEC = {"php"}
 #: Nothing of the program runs after it.
 CANNOT_CATCH_EXIT = {"go"}
 

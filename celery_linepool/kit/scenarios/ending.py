@@ -10,8 +10,9 @@ import psutil
 
 from ..child import Late
 from ..company import CHECK, ECHO
+from ..languages import CANNOT_CLOSE_ON_EXEC
 from ..play import Play
-from ..scenario import MUST, SHOULD, Failure, Rows
+from ..scenario import MUST, SHOULD, Failure, Rows, Untried
 from ..talk import Talk
 
 rows = Rows()
@@ -165,6 +166,8 @@ def subprocess_and_eof(play: Play) -> None:
 def subprocess_and_channel(play: Play) -> None:
     """A subprocess that inherits the channel keeps it open when the child dies: the
     worker would not hear of its end, or wait for who reads no more."""
+    if play.language in CANNOT_CLOSE_ON_EXEC:
+        raise Untried(f"{play.language} cannot keep a file from its subprocesses")
     talk = play.take_shared()
     spawned = _spawned(play, talk)
     for process in [psutil.Process(talk.child.pid), *talk.child.family()]:
