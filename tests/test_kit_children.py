@@ -75,6 +75,7 @@ MISTAKES: Dict[str, Set[str]] = {
         "control-characters",
         "empty-list-and-object",
         "floats",
+        "floats-of-17-digits",
         "integers",
         "integers-beyond-64-bits",
         "integers-of-64-bits",

@@ -37,7 +37,7 @@ UNTRIED["php"] = [
 ]
 UNTRIED["perl"] = [
     *ONE_AT_A_TIME,
-    *("floats-with-all-digits", "integers-beyond-64-bits", "term-of-what-waits"),
+    *("integers-beyond-64-bits", "term-of-what-waits"),
 ]
 UNTRIED["sh"] = [
     *ONE_AT_A_TIME,

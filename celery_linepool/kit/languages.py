@@ -21,14 +21,12 @@ LANGUAGES = (*SIGNS, "other")
 
 #: The largest integer that keeps its digits, where the language has a largest one.
 LARGEST_INTEGER = {"node": 2**53 - 1, "php": 2**63 - 1, "perl": 2**63 - 1}
-#: Decimal digits that the language's own JSON writes of a number, where it cuts them.
-FLOAT_DIGITS = {"perl": 15}
-#: What it opens is open in its subprocesses as well.
-CANNOT_CLOSE_ON_EXEC = {"php"}
 #: One type for lists and for objects.
 CANNOT_TELL_EMPTY = {"php"}
 #: The child can reply, and ends then.
 CANNOT_SURVIVE_EXIT = {"php"}
+#: What it opens is inherited by every subprocess.
+CANNOT_CLOSE_ON_EXEC = {"php"}
 #: Nothing of the program runs after it.
 CANNOT_CATCH_EXIT = {"go"}
 

@@ -96,9 +96,10 @@ class Talk:
         self.write(encode({"op": op, **fields}))
 
     def write(self, data: bytes) -> None:
+        deadline = time.monotonic() + self.wait * self.patience
         try:
             # If nobody reads any more, what it says or its end tells the rest.
-            self._deaf = not self.child.write(data, self._deadline()) or self._deaf
+            self._deaf = not self.child.write(data, deadline) or self._deaf
         except Late:
             raise Failure(f"it reads what it is sent, within {self.wait:g} s") from None
 

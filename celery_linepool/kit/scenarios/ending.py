@@ -167,7 +167,7 @@ def subprocess_and_channel(play: Play) -> None:
     """A subprocess that inherits the channel keeps it open when the child dies: the
     worker would not hear of its end, or wait for who reads no more."""
     if play.language in CANNOT_CLOSE_ON_EXEC:
-        raise Untried(f"{play.language} cannot keep what it opens from subprocesses")
+        raise Untried(f"{play.language} cannot keep a file from its subprocesses")
     talk = play.take_shared()
     spawned = _spawned(play, talk)
     for process in [psutil.Process(talk.child.pid), *talk.child.family()]:

@@ -6,10 +6,10 @@ import json
 from typing import Any, List
 
 from ..company import CHECK, ECHO
-from ..languages import CANNOT_TELL_EMPTY, FLOAT_DIGITS, LARGEST_INTEGER
+from ..languages import CANNOT_TELL_EMPTY, LARGEST_INTEGER
 from ..play import Play
 from ..said import Oddity
-from ..scenario import MUST, SHOULD, Level, Rows, Untried
+from ..scenario import MAY, MUST, SHOULD, Level, Rows, Untried
 
 rows = Rows()
 
@@ -51,17 +51,14 @@ _row(
     "floats",
     SHOULD,
     [0.1, 1.5, -2.5e-8, 1e300, 1.0, 3.14159265358979],
-    "A number keeps its digits.",
+    "A number keeps its digits, at least the first 15.",
 )
-
-
-@rows.add("floats-with-all-digits", SHOULD, "2.2", "json", tasks=("echo",))
-def floats_with_all_digits(play: Play) -> None:
-    """17 digits say all of a double; with fewer it comes back as another one."""
-    if play.language in FLOAT_DIGITS:
-        digits = FLOAT_DIGITS[play.language]
-        raise Untried(f"JSON in {play.language} writes {digits} digits")
-    play.echo(play.shared(), 3.141592653589793, 0.1 + 0.2, key=5e-324)
+_row(
+    "floats-of-17-digits",
+    MAY,
+    [3.141592653589793, 0.30000000000000004],
+    "It takes 17 digits to say all of a double.",
+)
 
 
 def _nested(depth: int) -> Any:
