@@ -143,7 +143,7 @@ MISTAKES: Dict[str, Set[str]] = {
 
 #: A child mostly waits; so many of them wait at the same time.
 AT_ONCE = 6
-BATCHES = 4
+BATCHES = 8
 
 
 def play(child: str, rows: List[Scenario]) -> List[Result]:
