@@ -229,9 +229,41 @@ def parse_object(line: bytes) -> Dict[str, Any]:
         if _LONG_NUMBER.search(line):
             value = json.loads(line)
     except (ValueError, RecursionError) as exc:
-        raise RemoteProtocolError(f"a line that is no JSON ({exc})") from None
+        value = _with_half_characters(line)
+        if value is None:
+            raise RemoteProtocolError(f"a line that is no JSON ({exc})") from None
     if not isinstance(value, dict):
         raise RemoteProtocolError("a line that is no JSON object")
+    return value
+
+
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _with_half_characters(line: bytes) -> Any:
+    """A line with half an emoji in it, as JavaScript and Python cut texts; or None.
+
+    Those halves have no form in UTF-8: each becomes U+FFFD, as everywhere else.
+    """
+    if not _SURROGATE.search(line):
+        return None
+    try:
+        return _replaced(json.loads(line, parse_constant=_refuse))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(constant)
+
+
+def _replaced(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_replaced(item) for item in value]
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(item) for key, item in value.items()}
     return value
 
 

@@ -244,6 +244,10 @@ class Connection:
             return self._violate(str(exc), line, fields.get("id"))
 
     def _no_object(self, line: bytes, reason: str) -> Event:
+        for id_ in self.requests:
+            # A reply that failed: were it noise, its task would wait for ever.
+            if line[:1] == b"{" and id_.encode("utf-8", "surrogatepass") in line:
+                return self._violate(reason, line, id_)
         return Noise(line) if self._may_chatter() else self._violate(reason, line)
 
     def _greeted(self, hello: Hello) -> Hello:

@@ -161,8 +161,7 @@ def test_a_child_that_flushes_nothing_is_told_so() -> None:
 def test_without_check_tasks_there_is_a_hint(tmp_path: Path) -> None:
     for name in ("linepool.py", "example/worker.py"):
         shutil.copy(SDK / name, tmp_path)
-    # Its own folder instead of that of the check tasks: there are none then.
-    worker = f"LINEPOOL_CHECK={tmp_path} exec {sys.executable} worker.py"
+    worker = f"LINEPOOL_CHECK= exec {sys.executable} worker.py"
     only = ("--only", "print", "--only", "id-*")
     done = kit("check", *only, "--cwd", str(tmp_path), *shell(worker))
     assert done.code == 0, done.out
@@ -318,7 +317,7 @@ def test_bench_as_people_see_it() -> None:
 # --- init ---------------------------------------------------------------------------
 
 #: The languages whose files are all there.
-COMPLETE = ["ruby", "node", "php", "python"]
+COMPLETE = ["ruby", "node", "php", "python", "perl", "sh"]
 
 
 @pytest.mark.parametrize("language", COMPLETE)

@@ -493,6 +493,28 @@ def test_an_event_that_means_nothing_is_ignored(line: bytes) -> None:
     assert connection.state is State.BUSY
 
 
+@pytest.mark.parametrize("rest", ['"result":NaN}', '"result":"cut', "x}"])
+def test_a_reply_that_is_no_json_is_no_noise(rest: str) -> None:
+    connection = greeted()
+    for id_ in ("first", "second"):
+        connection.request(id_)
+    line = f'{{"id":"second","status":"ok",{rest}'
+    [event] = connection.receive(line.encode() + b"\n")
+    assert isinstance(event, Violation) and event.id == "second"
+    assert b"second" in event.read
+
+
+def test_half_a_character_is_replaced() -> None:
+    connection = greeted()
+    connection.request("1")
+    line = (
+        rb'{"id":"1","status":"ok","result":{"\ud83d":["a\uDE00b", "\ud83d\ude00", 1]}}'
+    )
+    [reply] = connection.receive(line + b"\n")
+    assert isinstance(reply, Reply)
+    assert reply.fields["result"] == {"\ufffd": ["a\ufffdb", "\U0001f600", 1]}
+
+
 def test_a_child_may_log_while_it_is_idle() -> None:
     [event] = greeted().receive(b'{"op":"log","level":"info","message":"bored"}\n')
     assert isinstance(event, Told) and event.op is Op.LOG

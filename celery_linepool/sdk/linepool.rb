@@ -275,7 +275,7 @@ module Linepool
     # Serves tasks, so many at a time, until the worker or SIGTERM ends it.
     def run(inflight: 1)
       Rails.boot if Rails.app
-      require File.join(ENV["LINEPOOL_CHECK"], "check") if ENV["LINEPOOL_CHECK"]
+      require File.join(ENV["LINEPOOL_CHECK"], "check") unless ENV["LINEPOOL_CHECK"].to_s.empty?
       Child.new(@handlers).serve(inflight)
     end
 
