@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
-from typing import Any, Callable, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
+import psutil
 import pytest
-from sdk_driver import SDK, Child
-
-pytestmark = pytest.mark.skipif(not shutil.which("ruby"), reason="needs ruby")
+from sdk_driver import SDK, Child, Line
 
 WORKER = r"""
 require_relative "linepool"
@@ -42,19 +42,25 @@ rescue ArgumentError
   raise Missing, "no such row"
 end
 Linepool.task("bytes") { raise "caf\xE9 \xF0".b }
-Linepool.task("deep") { deep = ->(n) { deep.call(n) + 1 }; deep.call(0) }
+Linepool.task("deep") do
+  deep = ->(n) { deep.call(n) + 1 }
+  deep.call(0)
+end
 Linepool.task("nan") { Float::NAN }
 Linepool.task("cycle") { [].tap { |list| list << list } }
 Linepool.task("end") { |kind, *args, **options|
   raise Linepool.const_get(kind).new(*args, **options.transform_keys(&:to_sym))
 }
-Linepool.task("about") { [id, name, retries, deadline&.to_f, Linepool.job.equal?(self)] }
+Linepool.task("about") do
+  [id, name, retries, deadline&.to_f, Linepool.job.equal?(self)]
+end
 Linepool.task("report") do
   LATE[:job] = self
   progress(done: 1)
   log("half way", level: :warning)
 end
 Linepool.task("late") { LATE[:job].progress(done: 2) }
+Linepool.task("late publish") { LATE[:job].publish("other") }
 Linepool.task("publish") { |**o|
   publish("other", args: [1], kwargs: { a: 2 }, **o.transform_keys(&:to_sym))
 }
@@ -62,6 +68,11 @@ Linepool.task("wait") do
   progress
   loop { check; sleep 0.005 }
 end
+Linepool.task("hold") do |path|
+  log "begun"
+  sleep 0.005 until File.exist?(path)
+end
+Linepool.task("exit in a thread") { Thread.new { exit 5 }; progress; sleep 0.1 }
 Linepool.task("slow") { |seconds| progress; sleep seconds; "slept" }
 Linepool.task("meet") { BARRIER << 1; Thread.pass until BARRIER.size >= 4 }
 Linepool.task("torn") do
@@ -71,7 +82,12 @@ Linepool.task("torn") do
     nil
   end
 end
-Linepool.task("fork") { fork { exit 4 }.then { |pid| Process.wait(pid) && $?.exitstatus } }
+Linepool.task("fork") { Process.wait2(fork { exit 4 })[1].exitstatus }
+Linepool.task("terminate a fork") do
+  pid = fork { sleep }
+  Process.kill("TERM", pid)
+  Process.wait2(pid)[1].exitstatus
+end
 Linepool.task("fork without a block") do
   pid = fork or next "only the parent may reply"
   Process.wait(pid)
@@ -231,6 +247,7 @@ def test_events_come_before_the_reply_only(child: Child) -> None:
     assert [child.read(), child.read()] == [progress, log]
     assert child.read()["status"] == "ok"
     assert child.ask("late", id="another")["status"] == "ok"
+    assert "ended" in child.ask("late publish", id="another")["message"]
 
 
 @pytest.mark.parametrize("options", [{}, {"on_success": True, "queue": "q"}])
@@ -306,6 +323,44 @@ def test_finishes_what_it_has_begun(child: Child, how: str) -> None:
     assert child.end(eof=False) == (0, b"", "")
 
 
+@pytest.mark.parametrize(
+    "protocol, reply",
+    [
+        (1, {"status": "throttled", "retry_after_secs": 0}),
+        (2, {"status": "restart"}),
+    ],
+)
+def test_requests_after_sigterm(
+    start: Start, tmp_path: Path, protocol: int, reply: Line
+) -> None:
+    child = start(protocol=protocol)
+    child.request("hold", str(tmp_path / "let-go"))
+    if protocol == 1:
+        assert child.process.stderr and b"begun" in child.process.stderr.readline()
+    else:
+        assert child.read()["op"] == "log"
+    child.signal(signal.SIGTERM)
+    # Those that come before the signal is noticed are still run.
+    ids = (str(n) for n in itertools.count())
+    replies = (child.ask("echo", id=id) for id in ids)
+    assert next(said for said in replies if said["status"] != "ok") == reply
+    (tmp_path / "let-go").touch()
+    assert child.read() == {"id": "an-id", "status": "ok", "result": None}
+    assert child.end(eof=False)[:2] == (0, b"")
+
+
+def test_no_request_is_lost_to_a_sigterm(child: Child) -> None:
+    child.signal(signal.SIGSTOP)
+    for n in range(4):
+        child.request("echo", id=str(n))
+    child.signal(signal.SIGTERM)
+    child.signal(signal.SIGCONT)
+    replies = [child.read() for _ in range(4)]
+    assert {reply["id"] for reply in replies} == {"0", "1", "2", "3"}
+    assert {reply["status"] for reply in replies} <= {"ok", "restart"}
+    assert child.end(eof=False)[:2] == (0, b"")
+
+
 def test_answers_are_heard_after_sigterm(child: Child) -> None:
     child.request("publish")
     seq = child.read()["seq"]
@@ -328,8 +383,19 @@ def test_bytes_that_are_no_text(child: Child) -> None:
     assert child.ask("bytes")["message"] == "caf\ufffd \ufffd"
 
 
-def test_a_task_that_kills_its_thread_is_replied_to(child: Child) -> None:
-    assert child.ask("kill")["status"] == "error"
+def test_a_task_that_kills_its_thread_takes_none_away(child: Child) -> None:
+    for _ in range(8):
+        assert child.ask("kill")["status"] == "error"
+    for n in range(4):
+        child.request("meet", id=str(n))
+    assert {child.read()["status"] for _ in range(4)} == {"ok"}
+
+
+def test_what_is_begun_is_finished_though_a_thread_exits(child: Child) -> None:
+    child.request("exit in a thread")
+    assert child.read()["op"] == "progress"
+    assert child.read()["status"] == "ok"
+    assert child.end(eof=False)[:2] == (5, b"")
 
 
 def test_a_timeout_tears_no_line(child: Child) -> None:
@@ -341,7 +407,8 @@ def test_a_timeout_tears_no_line(child: Child) -> None:
 def test_a_fork_does_not_reply(child: Child) -> None:
     assert child.ask("fork")["result"] == 4
     assert child.ask("fork without a block")["status"] == "ok"
-    assert child.end()[1] == b""
+    assert child.ask("terminate a fork")["result"] == 143
+    assert child.end()[:2] == (0, b"")
 
 
 def test_what_can_be_called(child: Child) -> None:
@@ -357,57 +424,155 @@ class Shop < Rails::Application
   config.load_defaults 6.1
   config.root = __dir__
   config.eager_load = false
-  config.cache_classes = true
+  config.cache_classes = ENV["RELOAD"].nil?
   config.logger = Logger.new(File::NULL)
 end
 
 ENV["DATABASE_URL"] = "sqlite3::memory:"
 Rails.application.initialize!
-Rails.application.reloader.to_run { warn "wrapped" }
+Rails.application.executor.to_run { warn "wrapped" }
 
 Linepool.task("count") do
   Rails.logger.info("logged")
   ActiveRecord::Base.connection.select_value("select 2")
 end
 Linepool.task("busy") { ActiveRecord::Base.connection_pool.stat[:busy] }
-Linepool.task("date") { { at: Date.new(2026, 11, 21), "wait" => 5.minutes } }
+DATE = { at: Date.new(2026, 11, 21), "wait" => 5.minutes }
+Linepool.task("date") do
+  progress(**DATE)
+  DATE
+end
 Linepool.task("retry") { raise Linepool::Retry.new(after: 5.minutes) }
+Linepool.task("bill") { Bill::NUMBER }
 Linepool.run
 """
 
 
-def has_rails() -> bool:
-    try:
-        run = ["ruby", "-e", "require 'rails'; require 'sqlite3'"]
-        return subprocess.run(run, capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
-@pytest.mark.skipif(not has_rails(), reason="needs Rails")
-def test_rails(tmp_path: Path) -> None:
-    shutil.copy(SDK / "linepool.rb", tmp_path)
+def test_rails(start: Start, tmp_path: Path) -> None:
     (tmp_path / "app" / "models").mkdir(parents=True)
     (tmp_path / "app" / "models" / "bill.rb").write_text("class Bill; warn 'read'; end")
     (tmp_path / "worker.rb").write_text(RAILS)
-    child = Child(["ruby", str(tmp_path / "worker.rb")])
-    try:
-        assert child.ask("count") == {"status": "ok", "result": 2}
-        assert child.ask("busy")["result"] == 0
-        assert child.ask("date")["result"] == {"at": "2026-11-21", "wait": "300"}
-        assert child.ask("retry")["retry_after_secs"] == 300
-        code, rest, stderr = child.end()
-        assert (code, rest) == (0, b"")
-        assert stderr.count("wrapped") == 4
-        assert "logged" in stderr and stderr.startswith("read")
-    finally:
-        child.close()
+    child = start()
+    assert child.ask("count") == {"status": "ok", "result": 2}
+    assert child.ask("busy")["result"] == 0
+    date = {"at": "2026-11-21", "wait": 300}
+    child.request("date")
+    assert child.read()["meta"] == date
+    assert child.read()["result"] == date
+    assert child.ask("retry") == {"status": "retry", "retry_after_secs": 300}
+    code, rest, stderr = child.end()
+    assert (code, rest) == (0, b"")
+    assert stderr.count("wrapped") == 4
+    assert "logged" in stderr and stderr.startswith("read")
 
 
-def test_the_example(tmp_path: Path) -> None:
-    shutil.copy(SDK / "linepool.rb", tmp_path)
+def test_rails_reloads_code(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "app" / "models").mkdir(parents=True)
+    model = tmp_path / "app" / "models" / "bill.rb"
+    model.write_text("class Bill; NUMBER = 1; end")
+    os.utime(model, (0, 0))
+    (tmp_path / "worker.rb").write_text(RAILS)
+    child = start(RELOAD="1")
+    assert child.ask("bill")["result"] == 1
+    model.write_text("class Bill; NUMBER = 2; end")
+    assert child.ask("bill")["result"] == 2
+
+
+CONTEXT = {"id": "an-id", "retries": 2, "deadline": 7.5}
+CHECKED = {"op": "log", "level": "warning", "message": "checked"}
+
+
+def ok(result: Any) -> Line:
+    return {"status": "ok", "result": result}
+
+
+def error(type: str, message: str) -> Line:
+    return {"status": "error", "type": type, "message": message}
+
+
+def after(status: str, seconds: float) -> Line:
+    return {"status": status, "retry_after_secs": seconds}
+
+
+def step(n: int) -> Line:
+    return {"op": "progress", "meta": {"step": n}}
+
+
+def published(when: str) -> Line:
+    empty: Line = {"kwargs": {}, "options": {}}
+    return {"op": "publish", "task": "t", "args": [7], **empty, "when": when}
+
+
+@pytest.fixture
+def checked(start: Start) -> Child:
+    return start(LINEPOOL_CHECK=str(SDK / "check"))
+
+
+@pytest.mark.parametrize(
+    "task, args, kwargs, lines, stderr",
+    [
+        ("echo", [], {}, [ok({"args": [], "kwargs": {}})], ""),
+        ("echo", [1], {"k": [2]}, [ok({"args": [1], "kwargs": {"k": [2]}})], ""),
+        ("sleep", [0.01], {}, [ok(0.01)], ""),
+        ("sleep", [0], {}, [ok(0)], ""),
+        ("fail", ["m"], {}, [error("RuntimeError", "m")], ""),
+        ("exit", [3], {}, [error("SystemExit", "exit")], ""),
+        ("end", ["retry", 5], {}, [after("retry", 5)], ""),
+        ("end", ["throttled", 0.5], {}, [after("throttled", 0.5)], ""),
+        ("end", ["rejected", 5], {}, [{"status": "rejected"}], ""),
+        ("end", ["ignored", 5], {}, [{"status": "ignored"}], ""),
+        ("print", ["é"], {}, [ok(None)], "é\né\n"),
+        ("stderr", [9], {}, [ok(None)], "x" * 9),
+        ("big", [9], {}, [ok("x" * 9)], ""),
+        ("context", [], {}, [ok(CONTEXT)], ""),
+        ("events", [0], {}, [CHECKED, ok(0)], ""),
+        ("events", [2], {}, [step(1), step(2), CHECKED, ok(2)], ""),
+        ("publish", ["t", "now"], {}, [published("now"), ok("new")], ""),
+        ("publish", ["t", "success"], {}, [published("success"), ok("new")], ""),
+    ],
+)
+def test_check_tasks(
+    checked: Child,
+    task: str,
+    args: List[Any],
+    kwargs: Dict[str, Any],
+    lines: List[Line],
+    stderr: str,
+) -> None:
+    meta = {"retries": 2, "deadline": 7.5}
+    checked.request(f"linepool.check.{task}", *args, **kwargs, meta=meta)
+    for expected in lines:
+        line = checked.read()
+        assert line.pop("id") == "an-id"
+        line.pop("backtrace", None)
+        if "seq" in line:
+            answer = {"op": "answer", "id": "an-id", "seq": line.pop("seq")}
+            checked.send({**answer, "task_id": "new"})
+        assert line == expected
+    assert checked.end() == (0, b"", stderr)
+
+
+def test_check_fail_has_a_cause(checked: Child) -> None:
+    backtrace = checked.ask("linepool.check.fail", "m")["backtrace"]
+    assert any("the cause" in line for line in backtrace)
+
+
+def test_check_sleep_can_be_cancelled(checked: Child) -> None:
+    checked.request("linepool.check.sleep", 600)
+    checked.send({"op": "cancel", "id": "an-id", "reason": "revoked"})
+    assert checked.read() == {"id": "an-id", "status": "cancelled"}
+
+
+def test_check_spawn(checked: Child) -> None:
+    pid = checked.ask("linepool.check.spawn")["result"]
+    process = psutil.Process(pid)
+    assert process.cmdline() == ["sleep", "30"]
+    assert process.ppid() == checked.process.pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_the_example(start: Start, tmp_path: Path) -> None:
     shutil.copy(SDK / "example" / "worker.rb", tmp_path)
-    child = Child(["ruby", str(tmp_path / "worker.rb")])
-    assert child.ask("example.add", 1.25, 1, round_to=1)["result"] == 2.2
+    child = start()
+    assert child.ask("example.add", 1.25, 1, round_to=1)["result"] == 2.3
     assert child.end() == (0, b"", "")
-    child.close()

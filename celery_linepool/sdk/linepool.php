@@ -1,7 +1,7 @@
 <?php
 /**
- * Serves Celery tasks to a celery-linepool worker. Needs PHP 8.0 and, to finish a task
- * when SIGTERM comes, ext-pcntl.
+ * Serves Celery tasks to a celery-linepool worker. Needs PHP 8.0 and, to finish a task when
+ * SIGTERM comes, ext-pcntl.
  *
  *     require __DIR__ . '/linepool.php';
  *     $child = new Linepool\Child();
@@ -9,51 +9,48 @@
  *     $child->run();
  *
  * If a handler's first parameter is a Linepool\Task, it gets that before the arguments.
- * Integers beyond 64 bits come as strings. Load this file first: it closes the constants
- * STDIN and STDOUT, and what is echoed or written to php://stdout goes to stderr. `exit`
- * in a handler, and what PHP calls fatal, is the error of its task; then the child ends.
+ * Integers beyond 64 bits come as strings.
+ *
+ * Make the child before anything else: what is written to stdout then goes to stderr, also by
+ * subprocesses. PHP has no dup2(), so the constants STDIN and STDOUT are closed for that, and
+ * to use them throws; set `channel = "fd"` where they are needed.
+ *
+ * `exit` and what PHP calls fatal are the error of their task; the next one is handed on to
+ * another child. What crashes PHP itself cannot be caught: before PHP 8.3 an endless
+ * recursion through array_map() or __toString(), and without a memory_limit any other.
  */
 declare(strict_types=1);
 
 namespace Linepool;
 
-/** Thrown by a handler to end its task in another way than with a result or an error. */
+/** Thrown by a handler to end its task otherwise. A retry counts, a throttle does not. */
 final class Outcome extends \Exception
 {
-    private function __construct(public array $reply)
+    /** @internal */
+    public function __construct(public array $reply)
     {
         parent::__construct($reply['status']);
     }
 
-    /** Run it again, after so many seconds if they are given, as long as it may be. */
     public static function retry(string $message = '', int|float|null $after = null): self
     {
         $after = $after === null ? [] : ['retry_after_secs' => $after];
         return new self(['status' => 'retry', 'message' => $message] + $after);
     }
 
-    /** Run it again later; that uses up no retry. */
     public static function throttle(int|float $after = 60): self
     {
         return new self(['status' => 'throttled', 'retry_after_secs' => $after]);
     }
 
-    /** Reject its message, or have the broker deliver it again. */
     public static function reject(bool $requeue = false): self
     {
         return new self(['status' => 'rejected', 'requeue' => $requeue]);
     }
 
-    /** Store nothing. */
     public static function ignore(): self
     {
         return new self(['status' => 'ignored']);
-    }
-
-    /** The task gave up because it was cancelled; Task::check() throws it. */
-    public static function cancelled(): self
-    {
-        return new self(['status' => 'cancelled']);
     }
 }
 
@@ -83,82 +80,73 @@ final class Task
         return $this->reason;
     }
 
-    /** Throws Cancelled if the task should end: for loops that take long. */
+    /** Ends the task if it was cancelled: for loops that take long. */
     public function check(): void
     {
-        if ($this->cancelled() !== null) {
-            throw Outcome::cancelled();
-        }
+        $this->cancelled() === null || throw new Outcome(['status' => 'cancelled']);
     }
 
-    public function progress(array $meta): void
+    public function progress(array|object $meta): void
     {
-        $this->child->event($this, ['op' => 'progress', 'meta' => (object) $meta]);
+        $this->child->tell($this, ['op' => 'progress', 'meta' => (object) $meta]);
     }
 
     public function log(string $message, string $level = 'info'): void
     {
-        $this->child->event($this, ['op' => 'log', 'level' => $level, 'message' => $message]);
+        $this->child->tell($this, ['op' => 'log', 'level' => $level, 'message' => $message])
+            || error_log("$level: $message");
     }
 
     /** Sends a task, now or once this one has succeeded. Returns its id. */
     public function publish(
         string $task,
         array $args = [],
-        array $kwargs = [],
-        array $options = [],
+        array|object $kwargs = [],
+        array|object $options = [],
         bool $onSuccess = false,
-    ): ?string {
-        return $this->child->publish($this, [
-            'task' => $task, 'args' => $args, 'kwargs' => (object) $kwargs,
-            'options' => (object) $options, 'when' => $onSuccess ? 'success' : 'now',
-        ]);
+    ): string {
+        static $seq = 0;
+        $event = ['op' => 'publish', 'seq' => ++$seq, 'task' => $task, 'args' => $args,
+            'kwargs' => (object) $kwargs, 'options' => (object) $options,
+            'when' => $onSuccess ? 'success' : 'now'];
+        return $this->child->tell($this, $event) ? $this->child->answer($seq)
+            : throw new \LogicException('only a task that runs publishes, and in protocol 2');
     }
 }
 
 final class Child
 {
-    private const FLAGS = JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE | JSON_UNESCAPED_SLASHES
-        | JSON_PRESERVE_ZERO_FRACTION;
-    private const FATAL = E_ERROR | E_CORE_ERROR | E_COMPILE_ERROR | E_USER_ERROR;
-    private static $in;
-    private static $out;
-    private static array $instead;
-
+    private $in;
+    private $out;
+    private array $instead;
     private array $handlers = [];
     private array $requests = [];
     private array $answers = [];
-    private array $parts = [];
+    private string $heard = '';
     private ?Task $current = null;
-    private bool $leaving = false;
-    private bool $deaf = false;
-    private int $seq = 0;
+    private bool $ending = false;
+    private bool $refusing = false;
     private int $protocol;
-    private int $maxLine;
+    private int $pid;
 
     /** @param bool $objects have {} as a stdClass, so that it stays an object */
     public function __construct(private bool $objects = false)
     {
-        $this->protocol = (int) (getenv('LINEPOOL_PROTOCOL') ?: 1);
-        $this->maxLine = (int) (getenv('LINEPOOL_MAX_LINE') ?: 16 * 1024 * 1024);
-    }
-
-    /** @internal */
-    public static function takeChannel(): void
-    {
         $fds = getenv('LINEPOOL_CHANNEL') === 'fd' ? [3, 4] : [0, 1];
-        self::$in = fopen("php://fd/$fds[0]", 'r');
-        self::$out = fopen("php://fd/$fds[1]", 'w');
-        stream_set_read_buffer(self::$in, 0); // stream_select() looks into no buffer
+        $this->in = fopen("php://fd/$fds[0]", 'r');
+        $this->out = fopen("php://fd/$fds[1]", 'w');
+        stream_set_read_buffer($this->in, 0); // stream_select() looks into no buffer
         if ($fds === [0, 1]) { // a stream that is opened takes the lowest free descriptor
             fclose(STDIN);
-            self::$instead = [fopen('/dev/null', 'r')];
             fclose(STDOUT);
-            self::$instead[] = fopen('php://fd/2', 'w');
+            $this->instead = [fopen('/dev/null', 'r'), fopen('php://fd/2', 'w')];
         }
+        $this->protocol = (int) getenv('LINEPOOL_PROTOCOL');
+        $this->pid = getmypid();
+        // Before the application's: if one of those exits, none is called after it.
+        register_shutdown_function(fn () => $this->replyAtExit());
     }
 
-    /** Registers a handler by the task's name. */
     public function task(string $name, callable $handler): self
     {
         $this->handlers[$name] = \Closure::fromCallable($handler);
@@ -168,170 +156,144 @@ final class Child
     /** Serves tasks until the worker or SIGTERM ends it. */
     public function run(): void
     {
-        register_shutdown_function(fn () => $this->replyAtExit());
+        if ($folder = getenv('LINEPOOL_CHECK')) {
+            (require "$folder/check.php")($this);
+        }
         if (function_exists('pcntl_signal')) {
             pcntl_async_signals(true);
             pcntl_signal(SIGINT, fn () => null); // SIG_IGN would be inherited by subprocesses
-            pcntl_signal(SIGTERM, fn () => $this->leaving = true);
+            pcntl_signal(SIGTERM, fn () => $this->ending = $this->refusing = true);
         }
-        if ($this->protocol >= 2) {
-            // No ping: while a handler runs there is nobody to answer it.
-            $this->write(['op' => 'hello', 'protocol' => 2, 'language' => 'php',
-                'tasks' => array_keys($this->handlers), 'features' => ['cancel', 'stop']]);
-        }
+        // No ping: while a handler runs there is nobody to answer it.
+        $this->protocol < 2 || $this->write(['op' => 'hello', 'protocol' => 2, 'language' => 'php',
+            'tasks' => array_keys($this->handlers), 'features' => ['cancel', 'stop']]);
+        $this->loop();
+    }
+
+    private function loop(): void
+    {
         do {
             while ($request = array_shift($this->requests)) {
-                $this->serve($request['id'], $request['payload']);
+                $this->serve($request['id'], (array) $request['payload']);
             }
-            // Not for ever: a signal may have come just before.
-        } while (!$this->leaving && ($this->listen(1) || $this->requests));
+            $ending = $this->ending || feof($this->in);
+            // Once more at the end: a request may have come. Never for ever: a signal may have.
+        } while ($this->listen($ending ? 0 : 1) || !$ending);
     }
 
     private function serve(string $id, array $payload): void
     {
-        $this->current = new Task($this, $id, $payload['task'], $payload['meta'] ?? []);
+        ['task' => $name, 'args' => $args, 'kwargs' => $kwargs] = $payload;
+        $this->current = new Task($this, $id, $name, (array) ($payload['meta'] ?? []));
         try {
-            $handler = $this->handlers[$payload['task']]
-                ?? throw new \BadFunctionCallException("unknown task {$payload['task']}");
+            $this->refusing && throw $this->protocol < 2
+                ? Outcome::throttle(0) : new Outcome(['status' => 'restart']);
+            $handler = $this->handlers[$name] ?? throw new \LogicException("unknown task $name");
             $type = ((new \ReflectionFunction($handler))->getParameters()[0] ?? null)?->getType();
             $first = (string) $type === Task::class ? [$this->current] : [];
-            $result = $handler(...$first, ...$payload['args'] ?? [], ...$payload['kwargs'] ?? []);
+            $result = $handler(...$first, ...$args, ...(array) $kwargs);
             $reply = ['status' => 'ok', 'result' => $result];
-        } catch (Outcome $outcome) {
-            $reply = $outcome->reply;
         } catch (\Throwable $e) {
-            $reply = self::describe($e);
+            $reply = $e instanceof Outcome ? $e->reply : self::describe($e);
         }
-        $this->reply($reply);
+        $this->reply($id, $reply);
     }
 
-    private function reply(array $reply): void
+    private function reply(string $id, array $reply): void
     {
-        $id = ['id' => $this->current->id];
-        $this->current = null;
+        getmypid() === $this->pid || exit(1); // it came back from the task that forked it
         try {
-            $this->write($id + $reply);
-        } catch (\Exception $e) { // no JSON, or too long
-            $this->write($id + self::describe($e));
+            $this->write(['id' => $id] + $reply);
+        } catch (\Throwable $e) { // no JSON, or too long
+            $this->write(['id' => $id] + self::describe($e));
         }
-    }
-
-    private function replyAtExit(): void
-    {
-        if ($this->current) {
-            $fatal = error_get_last();
-            $fatal = $fatal && $fatal['type'] & self::FATAL ? $fatal : null;
-            $this->reply($fatal
-                ? ['status' => 'error', 'type' => 'FatalError', 'message' => $fatal['message'],
-                    'backtrace' => ["{$fatal['file']}({$fatal['line']})"]]
-                : ['status' => 'error', 'type' => 'Exit', 'message' => 'exit in a task']);
-        }
+        $this->current = null;
     }
 
     private static function describe(\Throwable $e): array
     {
-        $reply = ['status' => 'error', 'type' => $e::class, 'message' => $e->getMessage()];
-        for ($text = ''; $e; $e = $e->getPrevious()) {
-            $text .= $text ? "\ncaused by " . $e::class . ": {$e->getMessage()}\n" : '';
-            $text .= "{$e->getFile()}({$e->getLine()})\n{$e->getTraceAsString()}";
+        return ['status' => 'error', 'type' => $e::class, 'message' => $e->getMessage(),
+            'backtrace' => explode("\n", (string) $e)];
+    }
+
+    private function replyAtExit(): void
+    {
+        if ($this->current && getmypid() === $this->pid) {
+            ini_set('memory_limit', '-1');
+            $error = error_get_last();
+            $fatal = ($error['type'] ?? 0) & (E_ERROR | E_COMPILE_ERROR | E_USER_ERROR);
+            $this->reply($this->current->id, ['status' => 'error'] + ($fatal
+                ? ['type' => 'FatalError', 'message' => $error['message'],
+                    'backtrace' => ["{$error['file']}({$error['line']})"]]
+                : ['type' => 'Exit', 'message' => 'exit in a task']));
+            $this->refusing = true;
+            // A request may be on its way, and would be lost if nobody replied. Last, since
+            // the application may want to report the error.
+            $this->protocol < 2 || register_shutdown_function(fn () => $this->loop());
         }
-        return $reply + ['backtrace' => explode("\n", $text)];
+    }
+
+    /** @internal Says it of a task that is not replied to yet; false if that cannot be. */
+    public function tell(Task $task, array $event): bool
+    {
+        return $this->protocol >= 2 && $task === $this->current
+            && $this->write(['id' => $task->id] + $event);
     }
 
     /** @internal */
-    public function event(Task $task, array $event): void
+    public function answer(int $seq): string
     {
-        if ($this->protocol >= 2 && $task === $this->current) {
-            $this->write(['id' => $task->id] + $event);
-        } elseif ($event['op'] === 'log') {
-            error_log("{$event['level']}: {$event['message']}");
+        while (!isset($this->answers[$seq]) && !feof($this->in)) {
+            $this->listen(60);
         }
-    }
-
-    /** @internal */
-    public function publish(Task $task, array $event): ?string
-    {
-        if ($this->protocol < 2 || $task !== $this->current) {
-            throw new \LogicException('only a task that runs publishes, and in protocol 2');
-        }
-        $seq = ++$this->seq;
-        $this->event($task, ['op' => 'publish', 'seq' => $seq] + $event);
-        while (!isset($this->answers[$seq])) {
-            $this->listen(60) || $this->answers[$seq] ??= ['error' => 'the channel has ended'];
-        }
-        $answer = $this->answers[$seq];
+        $answer = $this->answers[$seq] ?? ['error' => 'the channel has ended'];
         $this->answers = [];
-        return isset($answer['error'])
-            ? throw new \RuntimeException("not published: {$answer['error']}")
-            : $answer['task_id'];
+        return $answer['task_id']
+            ?? throw new \RuntimeException("not published: {$answer['error']}");
     }
 
-    /** @internal Hears what has come, and waits for it so long; false if nothing will come. */
+    /** @internal Waits so many seconds for what the worker says; true if something came. */
     public function listen(int $seconds): bool
     {
-        $ready = [self::$in];
+        $ready = [$this->in];
         $none = null;
-        if ($this->deaf || !self::quietly(fn () => stream_select($ready, $none, $none, $seconds))) {
-            return !$this->deaf;
-        }
-        $data = fread(self::$in, 65536);
-        if ($data === '' || $data === false) {
-            return !($this->deaf = true);
-        }
-        $ends = explode("\n", $data);
-        $rest = array_pop($ends);
-        foreach ($ends as $end) {
-            $this->parts[] = $end;
-            $this->take(implode($this->parts));
-            $this->parts = [];
-        }
-        $this->parts[] = $rest;
-        return true;
+        set_error_handler(fn () => true); // to be interrupted is none
+        $came = !feof($this->in) && stream_select($ready, $none, $none, $seconds);
+        restore_error_handler();
+        $data = $came ? (string) fread($this->in, 65536) : '';
+        $this->heard .= $data;
+        $lines = explode("\n", $this->heard);
+        $this->heard = array_pop($lines);
+        array_map([$this, 'take'], $lines);
+        return $data !== '';
     }
 
     private function take(string $line): void
     {
-        $message = json_decode($line, true, 10000, JSON_THROW_ON_ERROR | JSON_BIGINT_AS_STRING);
-        $op = $message['op'] ?? null;
-        if ($op === null) {
-            if ($this->objects) {
-                $payload = json_decode($line, false, 10000, JSON_BIGINT_AS_STRING)->payload;
-                $message['payload']['args'] = $payload->args ?? [];
-                $message['payload']['kwargs'] = (array) ($payload->kwargs ?? []);
-            }
+        $flags = JSON_BIGINT_AS_STRING | ($this->objects ? 0 : JSON_OBJECT_AS_ARRAY);
+        $message = (array) json_decode($line, null, 10000, $flags | JSON_THROW_ON_ERROR);
+        $op = $message['op'] ?? 'request';
+        if ($op === 'request') {
             $this->requests[] = $message;
         } elseif ($op === 'cancel' && $this->current?->id === $message['id']) {
-            $this->current->reason = $message['reason'] ?? 'cancelled';
+            $this->current->reason = $message['reason'];
         } elseif ($op === 'answer') {
             $this->answers[$message['seq']] = $message;
         } elseif ($op === 'stop') {
-            $this->leaving = true;
+            $this->ending = true;
         }
     }
 
-    private function write(array $line): void
+    private function write(array $line): bool
     {
-        // An error's message may be in any encoding; a result is not guessed at.
-        $lenient = ($line['status'] ?? '') === 'error' ? JSON_INVALID_UTF8_SUBSTITUTE : 0;
-        $text = json_encode($line, self::FLAGS | $lenient);
-        if (strlen($text) > $this->maxLine) {
-            throw new \LengthException(strlen($text) . " bytes, the limit is {$this->maxLine}");
+        // A message may be in any encoding; a result is not guessed at.
+        $text = json_encode($line, JSON_THROW_ON_ERROR | JSON_UNESCAPED_UNICODE
+            | JSON_UNESCAPED_SLASHES | JSON_PRESERVE_ZERO_FRACTION
+            | (isset($line['message']) ? JSON_INVALID_UTF8_SUBSTITUTE : 0), 10000);
+        if (strlen($text) > $limit = (int) getenv('LINEPOOL_MAX_LINE') ?: 1 << 24) {
+            throw new \LengthException(strlen($text) . " bytes, the limit is $limit");
         }
-        if (!self::quietly(fn () => fwrite(self::$out, "$text\n"))) {
-            exit(1); // nobody is left to reply to
-        }
-    }
-
-    /** An application's error handler may throw, also at what is suppressed by @. */
-    private static function quietly(callable $call): mixed
-    {
-        set_error_handler(fn () => true);
-        try {
-            return $call();
-        } finally {
-            restore_error_handler();
-        }
+        $text .= "\n";
+        return @fwrite($this->out, $text) === strlen($text) || exit(1); // nobody listens
     }
 }
-
-Child::takeChannel();

@@ -11,11 +11,10 @@
 #
 #     Linepool.run(inflight: 4)
 #
-# This file needs Ruby 2.7 and nothing else; copy it. Require it before what may print:
-# it turns stdout into stderr, for subprocesses as well. A block runs as a method of its
-# Job, so `return` ends it; anything with `call` may take its place, and finds its job in
-# `Linepool.job`. Keys inside of arguments are strings. With Rails require
-# config/environment next: each task then runs in the application's reloader.
+# It needs Ruby 2.7 and nothing else. Require it before what may print: it turns stdout
+# into stderr, for subprocesses as well. A block runs as a method of its Job; anything with
+# `call` may take its place, and finds it in `Linepool.job`. Keys inside of arguments are
+# strings. With Rails require config/environment next: each task runs in its reloader.
 
 require "json"
 
@@ -29,16 +28,14 @@ module Linepool
     OUT = STDOUT.dup
     STDIN.reopen(File::NULL) # a subprocess that reads would swallow requests
     STDOUT.reopen(STDERR)
-    STDOUT.sync = true
   end
-  IN.set_encoding("UTF-8")
-  OUT.binmode.sync = true
+  STDOUT.sync = OUT.binmode.sync = true
   PROTOCOL = ENV.fetch("LINEPOOL_PROTOCOL", 1).to_i
   MAX_LINE = ENV.fetch("LINEPOOL_MAX_LINE", 16 << 20).to_i
   PID = Process.pid
   private_constant :IN, :OUT, :PROTOCOL, :MAX_LINE, :PID
 
-  PublishError = Class.new(StandardError)
+  class PublishError < StandardError; end
 
   # Raised by a task to end in another way than with a result or an error.
   class Outcome < StandardError
@@ -58,24 +55,20 @@ module Linepool
     const_set(name, Class.new(Outcome)).const_set(:STATUS, status)
   end
 
-  # The task that is running. `meta` is all that the worker tells about it.
+  # The task that is running. `meta` is all that the worker tells about it; at the Time
+  # `deadline`, if there is one, the child is killed.
   class Job
-    attr_reader :id, :name, :args, :kwargs, :meta
+    attr_reader :id, :name, :args, :kwargs, :meta, :retries, :deadline
     attr_accessor :cancel_reason
 
     def initialize(child, id, payload)
       @child = child
       @id = id
-      @name, @args, @kwargs = payload.values_at("task", "args", "kwargs")
+      @name, @args, kwargs = payload.values_at("task", "args", "kwargs")
+      @kwargs = kwargs.transform_keys(&:to_sym)
       @meta = payload["meta"] || {}
-    end
-
-    def retries
-      meta.fetch("retries", 0)
-    end
-
-    def deadline # the Time at which the child is killed, or nil
-      meta["deadline"] && Time.at(meta["deadline"])
+      @retries = @meta.fetch("retries", 0)
+      @deadline = @meta["deadline"] && Time.at(@meta["deadline"])
     end
 
     def cancelled?
@@ -87,26 +80,18 @@ module Linepool
     end
 
     def progress(**meta)
-      @child.event(self, op: "progress", meta: meta) if PROTOCOL >= 2
+      @child.event(self, op: "progress", meta: meta)
     end
 
     def log(message, level: :info)
-      return warn("#{level}: #{message}") if PROTOCOL < 2
-
-      @child.event(self, op: "log", level: level, message: Linepool.utf8(message))
+      event = { op: "log", level: level, message: Linepool.utf8(message) }
+      PROTOCOL < 2 ? warn("#{level}: #{message}") : @child.event(self, **event)
     end
 
     # Sends a task, now or once this one has succeeded; returns its id.
     def publish(task, args: [], kwargs: {}, on_success: false, **options)
-      raise PublishError, "the worker does not speak protocol 2" if PROTOCOL < 2
-
       @child.publish(self, task: task, args: args, kwargs: kwargs, options: options,
                            when: on_success ? "success" : "now")
-    end
-
-    def perform(handler) # :nodoc:
-      handler = method(handler) if handler.is_a?(Symbol)
-      handler.call(*args, **kwargs.transform_keys(&:to_sym))
     end
   end
 
@@ -114,8 +99,6 @@ module Linepool
     module_function
 
     def boot
-      return unless app
-
       ::Rails.autoloaders.each(&:eager_load) if app.config.cache_classes
       logger = ::Rails.logger
       return if ActiveSupport::Logger.logger_outputs_to?(logger, STDOUT, STDERR)
@@ -141,117 +124,132 @@ module Linepool
   end
 
   class Child # :nodoc:
+    RESTART = PROTOCOL < 2 ? { status: "throttled", retry_after_secs: 0 } : { status: "restart" }
+
     def initialize(handlers)
       @handlers = handlers
       @requests = Queue.new
       @running = {}
       @answers = {}
       @lock = Mutex.new # of the channel out, and of the last two
+      @threads = []
+      @alarm, @bell = IO.pipe
     end
 
     def serve(inflight)
-      trap("TERM") { @requests.close }
+      trap("TERM") { Process.pid == PID ? leave(:term) : exit(143) }
       trap("INT") {} # "IGNORE" would be inherited by subprocesses
-      greet(inflight) if PROTOCOL >= 2
-      Thread.new { read }
-      threads = Array.new(inflight - 1) { Thread.new { work } }
-      work
+      hello = { language: "ruby", tasks: @handlers.keys, features: %w[cancel ping stop] }
+      write(encode(op: "hello", protocol: 2, inflight: inflight, **hello)) if PROTOCOL >= 2
+      inflight.times { @threads << Thread.new { work } }
+      listen
     ensure
       @requests.close
-      threads&.each(&:join)
+      synchronize { @deaf = true and @answers.each_value(&:close) }
+      @threads.each(&:join)
     end
 
     # Nothing is written after the reply, not even by a thread that a task left behind.
     def event(job, **fields)
-      synchronize { write(id: job.id, **fields) if @running[job.id].equal?(job) }
+      line = encode(id: job.id, **fields)
+      synchronize { write(line) if PROTOCOL >= 2 && @running[job.id].equal?(job) }
     end
 
     def publish(job, **fields)
       seq = (answer = Queue.new).object_id
       synchronize { @deaf ? answer.close : @answers[seq] = answer }
-      event(job, op: "publish", seq: seq, **fields)
+      event(job, op: "publish", seq: seq, **fields) or
+        raise PublishError, "the task has ended, or the worker speaks protocol 1 only"
       message = answer.pop or raise PublishError, "the worker has ended the channel"
-      raise PublishError, message["error"] if message["error"]
-
-      message["task_id"]
+      message.fetch("task_id") { raise PublishError, message["error"] }
     ensure
       synchronize { @answers.delete(seq) }
     end
 
     private
 
-    def greet(inflight)
-      write(op: "hello", protocol: 2, language: "ruby", tasks: @handlers.keys,
-            inflight: inflight, features: %w[cancel ping stop])
-    end
+    def listen
+      line = String.new
+      # Who leaves looks first whether a request has come: it would be lost.
+      while (ready, = IO.select([IN, @alarm], nil, nil, (0 if @leaving && @running.empty?)))
+        @alarm.readpartial(64) if ready.include?(@alarm)
+        chunk = ready.include?(IN) ? IN.readpartial(1 << 16) : ""
+        chunk.each_line("\n") do |part|
+          next unless (line << part).end_with?("\n")
 
-    def read
-      IN.each_line("\n") do |line| # a last one without its end is not to be trusted
-        take(JSON.parse(line, max_nesting: false)) if line.end_with?("\n")
+          take(JSON.parse(line.force_encoding("UTF-8"), max_nesting: false))
+          line = String.new
+        end
       end
-    ensure
-      @requests.close
-      synchronize { @deaf = true and @answers.each_value(&:close) }
+    rescue EOFError # the worker has ended the channel
     end
 
     def take(message)
       id, seq = message.values_at("id", "seq")
-      case message["op"]
-      when nil then enqueue(Job.new(self, id, message["payload"]))
-      when "cancel" then synchronize { @running[id]&.cancel_reason = message["reason"] }
-      when "answer" then synchronize { @answers[seq]&.push(message) }
-      when "ping" then synchronize { write(op: "pong", seq: seq) }
-      when "stop" then @requests.close
+      synchronize do
+        case message["op"]
+        when nil then @requests << (@running[id] = Job.new(self, id, message["payload"]))
+        when "cancel" then @running[id]&.cancel_reason = message["reason"]
+        when "answer" then @answers[seq]&.push(message)
+        when "ping" then write(encode(op: "pong", seq: seq))
+        when "stop" then leave(:stop)
+        end
       end
     end
 
-    def enqueue(job)
-      synchronize { @running[job.id] = job }
-      @requests.push(job)
-    rescue ClosedQueueError # SIGTERM came first: another child may run it at once
-      finish(job, Throttle.new(after: 0).reply)
+    def leave(why)
+      @leaving = why
+      @bell.write_nonblock(".", exception: false)
     end
 
     def work
       while (job = @requests.pop)
-        run(job)
+        @leaving == :term ? finish(job, reply(job, RESTART)) : run(job)
         exit if Process.pid != PID # it came back from the task that made it
       end
+    ensure # a task may kill its thread
+      @threads << Thread.new { work } if job && Process.pid == PID
     end
 
     def run(job)
-      reply = { status: "error", message: "the task killed its thread" }
-      reply = { status: "ok", result: call(job) }
+      line = call(job)
     rescue Exception => e # `exit` and a stack overflow are, too, only the task's end
       raise if Process.pid != PID
 
-      reply = e.is_a?(Outcome) ? e.reply : Linepool.error(e)
+      line = reply(job, Linepool.error(e))
     ensure
-      finish(job, reply) if Process.pid == PID
+      line ||= reply(job, status: "error", message: "the task killed its thread")
+      finish(job, line) if Process.pid == PID
     end
 
     def call(job)
       handler = @handlers.fetch(job.name) { raise KeyError, "unknown task #{job.name}" }
       Thread.current.thread_variable_set(:linepool_job, job)
       Rails.wrap do
-        result = job.perform(handler)
-        result.respond_to?(:as_json) ? result.as_json : result
+        reply(job, status: "ok", result: job.send(handler, *job.args, **job.kwargs))
+      rescue Outcome => e # here: to Rails what leaves the block is an error
+        reply(job, e.reply)
       end
     end
 
-    def finish(job, reply)
-      synchronize do
-        @running.delete(job.id)
-        write(id: job.id, **reply)
-      rescue StandardError, SystemStackError => e # too long, no JSON, or without an end
-        write(id: job.id, **Linepool.error(e))
-      end
+    def reply(job, fields)
+      encode(id: job.id, **fields)
+    rescue StandardError, SystemStackError => e # too long, no JSON, or without an end
+      encode(id: job.id, **Linepool.error(e))
     end
 
-    def write(**fields)
-      line = JSON.generate(fields, max_nesting: 0) << "\n"
-      raise ArgumentError, "a line over #{MAX_LINE} bytes" if line.bytesize > MAX_LINE + 1
+    def finish(job, line)
+      synchronize { @running.delete(job.id) and write(line) }
+      leave(@leaving) if @leaving
+    end
 
+    def encode(fields)
+      fields = fields.as_json if fields.respond_to?(:as_json)
+      line = JSON.generate(fields, max_nesting: 0)
+      line.bytesize > MAX_LINE ? raise(ArgumentError, "over #{MAX_LINE} bytes") : line << "\n"
+    end
+
+    def write(line)
       OUT.write(line)
     rescue Errno::EPIPE # the end of IN ends the child
     end
@@ -266,7 +264,8 @@ module Linepool
   @handlers = {}
   class << self
     def task(name, callable = nil, &block)
-      @handlers[name] = callable || Job.send(:define_method, "task #{name}", &block)
+      block ||= ->(*args, **kwargs) { callable.call(*args, **kwargs) }
+      @handlers[name] = Job.send(:define_method, "task #{name}", &block)
     end
 
     def job # that the current thread runs
@@ -275,7 +274,8 @@ module Linepool
 
     # Serves tasks, so many at a time, until the worker or SIGTERM ends it.
     def run(inflight: 1)
-      Rails.boot
+      Rails.boot if Rails.app
+      require File.join(ENV["LINEPOOL_CHECK"], "check") if ENV["LINEPOOL_CHECK"]
       Child.new(@handlers).serve(inflight)
     end
 

@@ -1,7 +1,7 @@
 <?php
-require __DIR__ . '/linepool.php'; // first: from here on stdout is stderr
+require __DIR__ . '/linepool.php';
 
-$child = new Linepool\Child();
+$child = new Linepool\Child(); // first: from here on stdout is stderr
 
 $child->task('example.add', fn (float $a, float $b, int $digits = 2) => round($a + $b, $digits));
 
