@@ -17,6 +17,7 @@
 # strings. With Rails require config/environment next: each task runs in its reloader.
 
 require "json"
+require "time"
 
 module Linepool
   if ENV["LINEPOOL_CHANNEL"] == "fd"
@@ -68,7 +69,8 @@ module Linepool
       @kwargs = kwargs.transform_keys(&:to_sym)
       @meta = payload["meta"] || {}
       @retries = @meta.fetch("retries", 0)
-      @deadline = @meta["deadline"] && Time.at(@meta["deadline"])
+      deadline = @meta["deadline"]
+      @deadline = deadline.is_a?(String) ? Time.iso8601(deadline) : deadline && Time.at(deadline)
     end
 
     def cancelled?
