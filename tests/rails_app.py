@@ -1,11 +1,14 @@
-"""The Rails app of example_app/rails in a folder of its own, and workers that serve it."""
+"""The Rails app of example_app/rails in a folder of its own, and workers of it."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,6 @@ import pytest
 from workers import Worker, WorkerFactory
 
 HOME = Path(__file__).parent.parent
-SDK = HOME / "celery_linepool" / "sdk"
 ENV = {"RAILS_ENV": "production", "SECRET_KEY_BASE": "none", "RUBYOPT": "-W0"}
 
 
@@ -49,6 +51,14 @@ class RailsApp:
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
+    def database(self, env: str = "") -> Path:
+        return self.folder / "db" / f"{env or self.env['RAILS_ENV']}.sqlite3"
+
+    def count(self, table: str, env: str = "") -> int:
+        with closing(sqlite3.connect(self.database(env), timeout=30)) as db:
+            found: int = db.execute(f"select count(*) from {table}").fetchone()[0]
+        return found
+
     def runner(self, code: str, **env: str) -> str:
         return self.run("bin/rails", "runner", code, **env).strip()
 
@@ -58,10 +68,9 @@ def rails_template(tmp_path_factory: pytest.TempPathFactory) -> RailsApp:
     """The app as it is set up once: its database is empty."""
     folder = tmp_path_factory.mktemp("rails") / "shop"
     shutil.copytree(HOME / "example_app" / "rails", folder)
-    for helper in SDK.glob("linepool*.rb"):
-        shutil.copy(helper, folder / "lib")
     app = RailsApp(folder)
-    app.run("bin/rails", "db:prepare")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    app.run("bin/setup", PATH=path, PYTHONPATH=str(HOME))
     return app
 
 
@@ -69,9 +78,9 @@ def rails_template(tmp_path_factory: pytest.TempPathFactory) -> RailsApp:
 def rails(rails_template: RailsApp, tmp_path: Path) -> RailsApp:
     folder = tmp_path / "shop"
     shutil.copytree(rails_template.folder, folder)
-    database = folder / "db" / "production.sqlite3"
-    shutil.copy(database, folder / "db" / "development.sqlite3")
-    return RailsApp(folder)
+    app = RailsApp(folder)
+    shutil.copy(app.database(), app.database("development"))
+    return app
 
 
 @pytest.fixture

@@ -12,7 +12,9 @@ pytest_plugins = ["rails_app"]
 brokers = pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
 
 INVOICE = {"number": "2026-1", "email": "ann@example.org", "amount_cents": 1999}
-CREATE = 'invoice = Invoice.create!(number: "1", email: "a@example.org", amount_cents: 5);'
+CREATE = (
+    'invoice = Invoice.create!(number: "1", email: "a@example.org", amount_cents: 5);'
+)
 
 
 @pytest.fixture

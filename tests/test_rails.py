@@ -2,18 +2,257 @@
 
 from __future__ import annotations
 
+import http.server
+import os
+import random
+import signal
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+import psutil
 import pytest
+from workers import eventually
+
+from celery_linepool.errors import ForeignError
 
 pytest_plugins = ["rails_app"]
 
 INVOICE = {"number": "2026-1", "email": "ann@example.org", "amount_cents": 1999}
 
 
+def invoice(number, **fields):
+    return {**INVOICE, "number": str(number), **fields}
+
+
+# --- what the shop does ---------------------------------------------------------------
+
+
 @pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
-def test_an_invoice_is_charged(start_rails, rails, broker):
+def test_an_invoice_is_charged_once_for_a_task(start_rails, rails, broker):
     worker = start_rails(broker)
-    invoice = worker.call("invoices.create", INVOICE)
-    assert worker.call("invoices.charge", invoice) == {
-        "charge": 1,
-        "amount_cents": 1999,
+    id_ = worker.call("invoices.create", INVOICE)
+    charged = {"charge": 1, "amount_cents": 1999}
+    assert worker.call("invoices.charge", id_, task_id="a-task") == charged
+    worker.app.AsyncResult("a-task").forget()
+    assert worker.call("invoices.charge", id_, task_id="a-task") == charged
+    sums = '{"cash":1999,"receivables":-1999}'
+    assert rails.run("bin/rails", "ledger:check").strip() == sums
+
+
+def test_an_error_of_rails_is_the_tasks(start_rails):
+    worker = start_rails()
+    with pytest.raises(
+        ForeignError, match="Validation failed: Email is invalid"
+    ) as exc:
+        worker.call("invoices.create", invoice(1, email="nobody"))
+    assert exc.value.foreign_type == "ActiveRecord::RecordInvalid"
+    with pytest.raises(ForeignError) as exc:
+        worker.call("invoices.charge", 404)
+    assert exc.value.foreign_type == "ActiveRecord::RecordNotFound"
+    assert worker.call("invoices.create", INVOICE) == 1
+
+
+GATE = """
+Rails.application.reloader.to_prepare do
+  Invoice.after_create { sleep 0.01 until number != "3" || File.exist?("let-go") }
+end
+"""
+
+
+def test_an_import_reports_how_far_it_is(start_rails, rails):
+    rails.write("config/initializers/gate.rb", GATE)
+    lines = [f"{number},ann@example.org,{number}00\n" for number in (1, 2, 3, 4)]
+    path = rails.write("in.csv", "number,email,amount_cents\n" + "".join(lines))
+    worker = start_rails()
+    result = worker.send("invoices.import", str(path))
+    eventually(lambda: result.info == {"done": 2, "total": 4})
+    assert result.state == "PROGRESS"
+    rails.write("let-go", "")
+    assert worker.result(result) == 4
+    # All or nothing: the third is there already.
+    rails.write("in.csv", "number,email,amount_cents\n9,ann@example.org,1\n" + lines[2])
+    with pytest.raises(ForeignError, match="UNIQUE"):
+        worker.call("invoices.import", str(path))
+    assert rails.count("invoices") == 4
+
+
+def test_views_are_rendered_mails_are_sent_tasks_follow(start_rails, rails):
+    worker = start_rails(children=2)
+    ids = [worker.call("invoices.create", invoice(n)) for n in ("<1>", "2")]
+    page = worker.call("reports.unpaid")
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<td>&lt;1&gt;</td>" in page and "19.99 EUR" in page
+    assert worker.call("invoices.remind", ids[1]).endswith(".mail")
+    mail = (rails.folder / "tmp" / "mails" / "ann@example.org").read_text()
+    assert "Subject: Invoice 2\n" in mail.replace("\r", "")
+    assert "Your invoice 2 of 19.99 EUR is still to be paid." in mail
+    sent = [worker.app.AsyncResult(id_) for id_ in worker.call("invoices.collect")]
+    assert [worker.result(r)["amount_cents"] for r in sent] == [1999, 1999]
+    assert worker.call("invoices.collect") == []
+
+
+class RateLimited(http.server.BaseHTTPRequestHandler):
+    """A service that has enough at first."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)
+        limited = len(self.server.asked) < 3
+        self.send_response(429 if limited else 200)
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(b'{"rate": 1.25}')
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def rates() -> Iterator[http.server.HTTPServer]:
+    with http.server.HTTPServer(("127.0.0.1", 0), RateLimited) as server:
+        server.asked = []
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_a_rate_limit_uses_up_no_retry(start_rails, rates):
+    env = {"RATES_URL": f"http://127.0.0.1:{rates.server_port}"}
+    # One retry would be allowed, and it is throttled twice.
+    conf = {"task_annotations": {"*": {"max_retries": 1}}}
+    worker = start_rails(env=env, conf=conf)
+    assert worker.call("rates.fetch", "USD") == 1.25
+    assert rates.asked == ["/USD"] * 3
+
+
+# --- what a task leaves behind --------------------------------------------------------
+
+PROBES = """
+Linepool.task("probe.seen") do |customer|
+  connection = Invoice.connection
+  seen = [Current.customer, connection.query_cache_enabled, connection.query_cache.size]
+  Current.customer = customer
+  2.times { Invoice.count }
+  seen + [connection.query_cache.size]
+end
+Linepool.task("probe.pool") { ActiveRecord::Base.connection_pool.stat }
+CAME, LEFT = Queue.new, Queue.new
+Linepool.task("probe.meet") do |how_many|
+  Invoice.connection
+  CAME << nil
+  sleep 0.001 until CAME.size == how_many
+  busy = ActiveRecord::Base.connection_pool.stat[:busy]
+  LEFT << nil
+  sleep 0.001 until LEFT.size == how_many
+  busy
+end
+Linepool.task("probe.rails") do
+  { env: Rails.env, pid: Process.pid,
+    loaded: $LOADED_FEATURES.any? { |name| name.end_with?("app/models/rates.rb") } }
+end
+"""
+
+
+def test_a_thousand_tasks_on_four_threads_leave_nothing(start_rails, rails):
+    rails.append("config/linepool.rb", PROBES)
+    worker = start_rails(threads=4)
+    assert set(worker.call("probe.pool")) >= {"busy", "waiting"}
+    together = [worker.send("probe.meet", 4) for _ in range(4)]
+    assert [worker.result(r) for r in together] == [4] * 4
+    results = [worker.send("probe.seen", n) for n in range(1000)]
+    # Nobody's customer, and a query cache that is on, empty, and filled by the task.
+    assert [worker.result(r) for r in results] == [[None, True, 0, 1]] * 1000
+    pool = worker.call("probe.pool")
+    assert {name: pool[name] for name in ("size", "busy", "dead", "waiting")} == {
+        "size": 4,
+        "busy": 0,
+        "dead": 0,
+        "waiting": 0,
     }
+    assert pool["connections"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("env", "command"),
+    [
+        ("production", ["bin/linepool"]),
+        ("development", ["bundle", "exec", "bin/linepool"]),
+    ],
+)
+def test_rails_env_and_bundle_exec(start_rails, rails, env, command):
+    rails.append("config/linepool.rb", PROBES)
+    worker = start_rails(command=command, env={"RAILS_ENV": env, "RUBYOPT": ""})
+    about = worker.call("probe.rails")
+    assert about["env"] == env
+    # Before anybody asks for it.
+    assert about["loaded"]
+    assert (rails.folder / "log" / f"{env}.log").exists()
+    worker.call("invoices.create", INVOICE)
+    assert rails.count("invoices", env) == 1
+
+
+def test_code_is_reloaded_in_development(start_rails, rails):
+    rails.env["RAILS_ENV"] = "development"
+    rails.append("config/linepool.rb", PROBES)
+    worker = start_rails()
+    id_ = worker.call("invoices.create", INVOICE)
+    pid = worker.call("probe.rails")["pid"]
+    worker.call("invoices.remind", id_)
+    model = rails.folder / "app" / "models" / "invoice.rb"
+    code = model.read_text()
+    model.write_text(code.replace("amount_cents / 100r", "amount_cents * 7"))
+    assert "13993.00 EUR" in worker.call("reports.unpaid")
+    view = rails.folder / "app" / "views" / "reports" / "unpaid.html.erb"
+    view.write_text("<%= @invoices.size %> unpaid")
+    assert "1 unpaid" in worker.call("reports.unpaid")
+    assert worker.call("probe.rails")["pid"] == pid
+
+
+# --- the truth in the database --------------------------------------------------------
+
+SOAK = int(os.environ.get("LINEPOOL_SOAK", "400"))
+SEED = """
+rows = ARGV[0].to_i.times.map do |n|
+  { number: n.to_s, email: "ann@example.org", amount_cents: n + 1,
+    created_at: Time.current, updated_at: Time.current }
+end
+Invoice.insert_all!(rows)
+"""
+
+
+@pytest.mark.timeout(120 + SOAK // 10)
+def test_every_invoice_is_charged_once_though_children_die(start_rails, rails):
+    rails.run("bin/rails", "runner", SEED, str(SOAK))
+    conf = {
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        # One task may have bad luck more than once.
+        "linepool_max_crashes": 1000,
+        "linepool_max_boots": 3,
+    }
+    worker = start_rails(children=3, threads=2, conf=conf)
+    results = [worker.send("invoices.charge", n + 1) for n in range(SOAK)]
+    chosen = random.Random(SOAK)
+    for charged in range(50, SOAK, max(50, SOAK // 100)):
+        eventually(lambda: rails.count("charges") >= charged, timeout=100)
+        child = chosen.choice(worker.children("bin/linepool"))
+        with suppress(psutil.NoSuchProcess):
+            child.send_signal(signal.SIGKILL)
+    amounts = [worker.result(r, timeout=100)["amount_cents"] for r in results]
+    assert amounts == list(range(1, SOAK + 1))
+    assert "was killed by SIGKILL" in worker.log
+    with closing(sqlite3.connect(rails.database())) as db:
+        charged = db.execute(
+            "select invoice_id, count(*), sum(amount_cents), min(key) from charges"
+            " group by invoice_id order by invoice_id"
+        ).fetchall()
+        ledger = dict(
+            db.execute("select account, sum(amount_cents) from entries group by 1")
+        )
+    assert charged == [(n, 1, n, results[n - 1].id) for n in range(1, SOAK + 1)]
+    total = sum(range(1, SOAK + 1))
+    assert ledger == {"cash": total, "receivables": -total}
+    rails.run("bin/rails", "ledger:check")

@@ -314,21 +314,18 @@ module Linepool
 
     # Makes every job of the application a task, and those that a reload brings.
     def serve_jobs
-      serve = lambda do
-        ::Rails.autoloaders.each(&:eager_load)
-        ActiveJob::Base.descendants.each { |job| serve_job(job) }
-      end
-      ::Rails.application.reloader.to_prepare(&serve)
-      serve.call
+      serve_new_jobs
+      ::Rails.application.reloader.to_prepare { Linepool.serve_new_jobs }
     end
 
-    private
+    def serve_new_jobs # :nodoc:
+      ::Rails.autoloaders.each(&:eager_load)
+      ActiveJob::Base.descendants.each do |job|
+        next if job.name.nil? || @handlers.key?(job.name)
+        next if job.instance_method(:perform).owner == ActiveJob::Execution
 
-    def serve_job(job)
-      return if job.name.nil? || @handlers.key?(job.name)
-      return if job.instance_method(:perform).owner == ActiveJob::Execution
-
-      task(job.name) { |*, **| JobRun.new(self).call }
+        task(job.name) { |*, **| JobRun.new(self).call }
+      end
     end
   end
 end

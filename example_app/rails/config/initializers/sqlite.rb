@@ -1,6 +1,14 @@
-# Rails before 7.1 waits for a locked database inside of SQLite, with Ruby's global lock
-# held: a thread of the same process could never unlock it.
+# What Rails does by itself since 7.1: wait for a locked database in Ruby. SQLite waits with
+# Ruby's global lock held, and another thread of the process could never unlock it. And what
+# it does since 8.0: a transaction that will write says so, or its first write may come too
+# late to wait.
 module WaitInRuby
+  def begin_db_transaction
+    log("begin immediate transaction", "TRANSACTION") { @connection.transaction(:immediate) }
+  end
+
+  private
+
   def configure_connection
     super
     @connection.busy_handler { |tries| sleep(0.01) && tries < 1_000 }
