@@ -5,20 +5,26 @@ from __future__ import annotations
 import http.server
 import os
 import random
+import re
 import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 
 import psutil
 import pytest
+from localprocess import LocalProcess
 from workers import eventually
 
 from celery_linepool.errors import ForeignError
 
 pytest_plugins = ["rails_app"]
 
+HOME = Path(__file__).parent.parent
 INVOICE = {"number": "2026-1", "email": "ann@example.org", "amount_cents": 1999}
 
 
@@ -208,6 +214,9 @@ def test_code_is_reloaded_in_development(start_rails, rails):
     view = rails.folder / "app" / "views" / "reports" / "unpaid.html.erb"
     view.write_text("<%= @invoices.size %> unpaid")
     assert "1 unpaid" in worker.call("reports.unpaid")
+    job = "class NewJob < ApplicationJob; def perform = 7; end"
+    rails.write("app/jobs/new_job.rb", job)
+    assert worker.call("NewJob") == 7
     assert worker.call("probe.rails")["pid"] == pid
 
 
@@ -238,9 +247,9 @@ def test_every_invoice_is_charged_once_though_children_die(start_rails, rails):
     chosen = random.Random(SOAK)
     for charged in range(50, SOAK, max(50, SOAK // 100)):
         eventually(lambda: rails.count("charges") >= charged, timeout=100)
-        child = chosen.choice(worker.children("bin/linepool"))
+        children = eventually(lambda: worker.children("bin/linepool"))
         with suppress(psutil.NoSuchProcess):
-            child.send_signal(signal.SIGKILL)
+            chosen.choice(children).send_signal(signal.SIGKILL)
     amounts = [worker.result(r, timeout=100)["amount_cents"] for r in results]
     assert amounts == list(range(1, SOAK + 1))
     assert "was killed by SIGKILL" in worker.log
@@ -256,3 +265,102 @@ def test_every_invoice_is_charged_once_though_children_die(start_rails, rails):
     total = sum(range(1, SOAK + 1))
     assert ledger == {"cash": total, "receivables": -total}
     rails.run("bin/rails", "ledger:check")
+
+
+# --- the documentation ----------------------------------------------------------------
+
+NEW_APP = (
+    "rails new shop --api --skip-bundle --skip-git --skip-bootsnap --skip-spring"
+    " --skip-listen --skip-puma --skip-test"
+)
+#: Those of a new app that every system with Rails has, and what the page asks for.
+GEMFILE = """
+source "https://rubygems.org"
+gem "rails"
+gem "sqlite3"
+gem "redis"
+"""
+BLOCK = re.compile(
+    r"^(?P<before>[^\n]*)\n\n```(?P<kind>\w+)\n(?P<text>.*?)```\n"
+    r"(?:\n    (?P<output>[^\n]+))?",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+class Reader:
+    """Does what the page says, in the folder of a new app."""
+
+    def __init__(self, folder, redis_url: str) -> None:
+        self.folder = folder
+        self._redis_url = redis_url
+        self.env = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(HOME),
+            "PIP_NO_INDEX": "1",
+        }
+        self._worker = None
+
+    def follow(self, section: str) -> int:
+        followed = 0
+        for block in BLOCK.finditer(section):
+            text = block["text"].replace("redis://localhost", self._redis_url)
+            if block["kind"] != "sh":
+                name = re.findall("`([^`]+)`", block["before"])[-1]
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).write_text(text)
+            elif " worker " in text:
+                self._start(text)
+            else:
+                said = self._run(text)
+                if block["output"]:
+                    assert said.splitlines()[-1] == block["output"]
+                    followed += 1
+        return followed
+
+    def _run(self, text: str) -> str:
+        argv = ["bash", "-euo", "pipefail", "-c", text]
+        done = subprocess.run(
+            argv,
+            cwd=self.folder,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _start(self, text: str) -> None:
+        self.stop()
+        first, last = re.fullmatch(r"(.*?)([^\n]+)\n", text, re.DOTALL).groups()
+        argv = ["bash", "-euc", f"{first}exec {last}"]
+        log = self.folder.parent / "worker.log"
+        log.unlink(missing_ok=True)
+        self._worker = LocalProcess(argv, log=log, env=self.env, cwd=self.folder)
+        worker = self._worker
+        eventually(lambda: " ready." in worker.all_logs() or worker.status == "exited")
+        assert worker.status == "running", worker.all_logs()
+
+    def stop(self) -> None:
+        if self._worker is not None:
+            self._worker.kill("SIGTERM")
+            assert self._worker.wait(60) == 0, self._worker.all_logs()
+            self._worker = None
+
+
+def test_the_page_about_rails(start_worker, tmp_path):
+    """Word for word, but for where Redis is, from an empty folder."""
+    reader = Reader(tmp_path, start_worker.project("redis").conf["broker_url"])
+    reader._run(NEW_APP)
+    reader.folder = tmp_path / "shop"
+    (reader.folder / "Gemfile").write_text(GEMFILE)
+    page = (HOME / "docs" / "rails.md").read_text()
+    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    try:
+        assert reader.follow(sections["Ten minutes"]) == 1
+        assert reader.follow(sections["ActiveJob"]) == 2
+    finally:
+        reader.stop()

@@ -16,7 +16,6 @@
 # CELERY_BROKER_URL names, by the gem redis or bunny. It needs Rails 6.1.
 
 require "active_job"
-require "base64"
 require "json"
 require "securerandom"
 require "socket"
@@ -33,7 +32,7 @@ module Linepool
       @lock = Mutex.new
     end
 
-    # The id of the new task. `eta` and `expires` are Times.
+    # The id of the new task. `eta` is a Time, `countdown` seconds, `expires` one or the other.
     def send_task(name, **options)
       send_tasks([[name, options]]).first
     end
@@ -70,13 +69,13 @@ module Linepool
                    ignore_result: false, headers: {})
       @id = task_id
       @queue = queue
-      @priority = (priority || 0).to_i.clamp(0, 9)
+      @priority = (priority || 0).to_i
       args, kwargs = [args, kwargs].map { |value| JSON.generate(value.as_json, max_nesting: 0) }
       @body = "[#{args}, #{kwargs}, #{NO_CALLBACKS}]"
       @headers = {
         "lang" => "ruby", "task" => name, "id" => id, "root_id" => id, "parent_id" => nil,
         "group" => nil, "group_index" => nil, "shadow" => nil, "retries" => 0,
-        "eta" => time(eta || (countdown && Time.now + countdown)), "expires" => time(expires),
+        "eta" => time(eta || countdown), "expires" => time(expires),
         "timelimit" => [time_limit, soft_time_limit], "ignore_result" => ignore_result,
         "argsrepr" => args[0, 1024], "kwargsrepr" => kwargs[0, 1024],
         "origin" => "#{Process.pid}@#{Socket.gethostname}", "replaced_task_nesting" => 0,
@@ -84,10 +83,15 @@ module Linepool
       }
     end
 
+    def self.text(time)
+      time.getutc.strftime("%FT%T.%6N+00:00")
+    end
+
     private
 
-    def time(time)
-      time&.getutc&.strftime("%FT%T.%6N+00:00")
+    def time(value)
+      value = Time.now + value if value.is_a?(Numeric)
+      value && Message.text(value)
     end
   end
 
@@ -112,12 +116,13 @@ module Linepool
     private
 
     def key(message)
-      step = @priority_steps.reverse.find { |at_least| at_least <= message.priority } || 0
-      "#{@key_prefix}#{message.queue}#{"#{SEPARATOR}#{step}" unless step.zero?}"
+      priority = message.priority.clamp(0, 9)
+      step = @priority_steps.reverse.find { |at_least| at_least <= priority }
+      "#{@key_prefix}#{message.queue}#{"#{SEPARATOR}#{step}" if step&.positive?}"
     end
 
     def envelope(message)
-      { "body" => Base64.strict_encode64(message.body), "headers" => message.headers,
+      { "body" => [message.body].pack("m0"), "headers" => message.headers,
         "content-type" => Message::TYPE, "content-encoding" => "utf-8",
         "properties" => {
           "correlation_id" => message.id, "reply_to" => "", "delivery_mode" => 2,
@@ -145,9 +150,9 @@ module Linepool
       returned = publish(messages)
       returned.map(&:queue).uniq.each { |queue| declare(queue) }
       raise "RabbitMQ has no queue #{returned.first.queue}" if publish(returned).any?
-    rescue Exception => e # whatever tears it away from here, half a message may be sent
+    rescue Exception => e # half a message may be sent
       disconnect
-      raise unless reused && lost?(e)
+      raise if !reused || !e.is_a?(StandardError) || e.is_a?(Timeout::Error)
 
       retry # the connection may have been closed long ago
     end
@@ -166,12 +171,7 @@ module Linepool
     def disconnect
       @channel = nil
       @session&.close
-    rescue StandardError => e
-      raise unless lost?(e)
-    end
-
-    def lost?(error)
-      [Bunny::Exception, Bunny::ClientTimeout, IOError, SystemCallError].any? { |type| type === error }
+    rescue StandardError # it is closed already
     end
 
     # Returns those for which there is no queue.
@@ -199,7 +199,8 @@ module Linepool
 
   # One run of an ActiveJob: that of the task which is running.
   class JobRun # :nodoc:
-    PLAIN = [NilClass, TrueClass, FalseClass, String, Symbol, Numeric, Date, Time].freeze
+    PLAIN = [NilClass, TrueClass, FalseClass, Symbol, Numeric, Date, Time,
+             ActiveSupport::Duration].freeze
     KEYWORDS = "_aj_ruby2_keywords"
 
     class << self
@@ -250,7 +251,7 @@ module Linepool
 
       if @header
         name, options = JobRun.task(job, due)
-        @task.publish(name, **options)
+        Linepool.send_task(name, **options)
         @outcome = Ignore.new("enqueued again")
       else
         @outcome = Retry.new($! && "#{$!.class}: #{$!.message}", after: [due.to_f - Time.now.to_f, 0].max)
@@ -304,7 +305,10 @@ module Linepool
       running = job if respond_to?(:job)
       return client.send_tasks(tasks) unless running
 
-      tasks.map { |name, options| running.publish(name, **options) }
+      tasks.map do |name, options|
+        options = options.transform_values { |o| o.is_a?(Time) ? Message.text(o) : o }
+        running.publish(name, **options)
+      end
     end
 
     def enqueue(jobs) # :nodoc: each with the time when it is due, or nil
