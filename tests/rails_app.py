@@ -78,9 +78,9 @@ def rails_template(tmp_path_factory: pytest.TempPathFactory) -> RailsApp:
 def rails(rails_template: RailsApp, tmp_path: Path) -> RailsApp:
     folder = tmp_path / "shop"
     shutil.copytree(rails_template.folder, folder)
-    app = RailsApp(folder)
-    shutil.copy(app.database(), app.database("development"))
-    return app
+    for part in (folder / "db").glob("production.sqlite3*"):
+        shutil.copy(part, str(part).replace("production", "development"))
+    return RailsApp(folder)
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ CREATE = (
 DESCRIBE = """
 class Billing::DescribeJob < ApplicationJob
   def perform(a, b = {}, *rest, key: nil, **others)
-    { given: [a, b, rest, key, others], id: [job_id, provider_job_id],
-      queue: [queue_name, Linepool.job.meta["queue"]], priority: priority,
+    { given: [a, b, rest, key, others.transform_keys(&:inspect)],
+      id: [job_id, provider_job_id], queue: [queue_name, Linepool.job.meta["queue"]], priority: priority,
       eta: Linepool.job.meta["eta"], locale: [I18n.locale, Time.zone.name] }
   end
 end
@@ -128,7 +128,7 @@ def test_python_calls_a_job_by_its_name(start_rails, jobs, broker):
         "Billing::DescribeJob", 1, {"x": [1.5, None]}, "é", kwargs={"key": 2, "c": 3}
     )
     about = worker.result(result)
-    assert about["given"] == [1, {"x": [1.5, None]}, ["é"], 2, {"c": 3}]
+    assert about["given"] == [1, {"x": [1.5, None]}, ["é"], 2, {":c": 3}]
     assert about["id"] == [result.id, result.id]
     assert about["queue"] == [worker.queue] * 2
     assert about["locale"] == ["en", "Europe/Berlin"]
@@ -163,12 +163,13 @@ def test_a_job_is_enqueued_in_a_child_and_in_a_console(
         ids = [
           ChargeJob.perform_later(invoice).job_id,
           described.perform_later(:a, {{ "b" => 2.days }}, key: Date.new(2026)).job_id,
+          described.perform_later(1, "s" => 2).job_id,
           Linepool.send_task("python.add", args: [1], kwargs: {{ b: 2 }}, expires: 900)
         ]
         puts ids.to_json
         """,
     )
-    charge, described, added = json.loads(said.splitlines()[-1])
+    charge, described, strings, added = json.loads(said.splitlines()[-1])
     about = worker.result(worker.app.AsyncResult(enqueued))
     assert about["given"][:2] == [1, {"a": 2}]
     assert about["queue"] == [queues[1]] * 2 and about["priority"] == 3
@@ -177,6 +178,8 @@ def test_a_job_is_enqueued_in_a_child_and_in_a_console(
     assert about["given"] == ["a", {"b": 172_800}, [], "2026-01-01", {}]
     assert about["queue"] == [queues[1]] * 2 and about["priority"] == 3
     assert datetime.fromisoformat(about["eta"]) == datetime(2001, 2, 3, tzinfo=UTC)
+    about = worker.result(worker.app.AsyncResult(strings))
+    assert about["given"] == [1, {}, [], None, {'"s"': 2}]
     assert worker.result(worker.app.AsyncResult(charge)) == 5
     assert worker.result(worker.app.AsyncResult(added)) == 3
 

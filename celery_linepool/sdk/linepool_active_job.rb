@@ -48,12 +48,17 @@ module Linepool
     def broker # of this process: a fork must not share a connection
       return @broker if @pid == Process.pid
 
+      @broker = connect
       @pid = Process.pid
-      @broker = case @url
-                when /\Arediss?:/ then RedisBroker.new(@url, **@options)
-                when /\A(py)?amqps?:/ then AMQPBroker.new(@url.delete_prefix("py"), **@options)
-                else raise ArgumentError, "no redis or amqp URL: #{@url}"
-                end
+      @broker
+    end
+
+    def connect
+      case @url
+      when /\Arediss?:/ then RedisBroker.new(@url, **@options)
+      when /\A(py)?amqps?:/ then AMQPBroker.new(@url.delete_prefix("py"), **@options)
+      else raise ArgumentError, "no redis or amqp URL: #{@url}"
+      end
     end
   end
 
@@ -211,8 +216,7 @@ module Linepool
       # The name and the options of the task that a job is, due at a time or now.
       def task(job, due)
         data = job.serialize
-        args = data.delete("arguments")
-        kwargs = args.last.is_a?(Hash) && args.last.key?(KEYWORDS) ? args.pop.except(KEYWORDS) : {}
+        args, kwargs = split(data.delete("arguments"))
         options = { queue: queue(job), priority: job.priority, eta: due && Time.at(due).utc }
         # As text: a key in a table of RabbitMQ has 255 bytes at most.
         headers = { "active_job" => JSON.generate(data) }
@@ -221,6 +225,15 @@ module Linepool
       end
 
       private
+
+      def split(arguments)
+        *args, last = arguments
+        keywords = last[KEYWORDS] if last.is_a?(Hash)
+        # JSON could not tell symbols from strings, if there were both.
+        return [arguments, {}] if keywords.nil? || keywords.size < last.size - 1
+
+        [args, last.except(KEYWORDS)]
+      end
 
       # The default queue is Celery's, which knows how to route it.
       def queue(job)
