@@ -223,9 +223,9 @@ module Linepool
     end
 
     def call(job)
-      handler = @handlers.fetch(job.name) { raise KeyError, "unknown task #{job.name}" }
       Thread.current.thread_variable_set(:linepool_job, job)
-      Rails.wrap do
+      Rails.wrap do # which may load a task that is new
+        handler = @handlers.fetch(job.name) { raise KeyError, "unknown task #{job.name}" }
         reply(job, status: "ok", result: job.send(handler, *job.args, **job.kwargs))
       rescue Outcome => e # here: to Rails what leaves the block is an error
         reply(job, e.reply)
