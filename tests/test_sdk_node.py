@@ -43,6 +43,15 @@ task('throwLater', () => new Promise(() => {
 task('forgotten', () => new Promise(() => {
   (async () => { await sleep(1); throw new TypeError('not awaited'); })();
 }));
+task('forgottenText', () => new Promise(() => {
+  (async () => { await sleep(1); throw 'text'; })();
+}));
+let bomb = () => {};
+setInterval(() => bomb(), 5); // of no task
+task('throwOutside', () => new Promise(() => {
+  bomb = () => { bomb = () => {}; throw new TypeError('of no task'); };
+}));
+task('exitOutside', () => new Promise(() => { bomb = () => process.exit(5); }));
 task('throwText', async () => { throw 'text'; });
 task('throwNull', async () => { throw Object.create(null); });
 task('deep', function deep(context) { return deep(context) + 1; });
@@ -89,7 +98,6 @@ task('meet', async () => {
   await all;
   return arrived;
 });
-setInterval(() => {}, 1000);
 
 run({ inflight: 64 });
 """
@@ -217,6 +225,7 @@ def test_an_error_has_its_cause(child: Child) -> None:
         ("exitCaught", "Exit"),
         ("throwLater", "TypeError"),
         ("forgotten", "TypeError"),
+        ("forgottenText", "Error"),
         ("throwText", "Error"),
         ("throwNull", "Error"),
         ("mute", "Error"),
@@ -226,12 +235,34 @@ def test_an_error_has_its_cause(child: Child) -> None:
     ],
 )
 def test_an_error_ends_its_task_only(child: Child, task: str, type: str) -> None:
-    child.request("slow", 100, id="another")
+    child.request("wait", id="another")
     child.read()
     error = child.ask(task)
     assert (error["status"], error["type"]) == ("error", type)
-    assert child.read() == {"id": "another", "status": "ok", "result": "slept"}
+    child.send({"op": "cancel", "id": "another", "reason": "revoked"})
+    assert child.read() == {"id": "another", "status": "cancelled"}
     assert child.ask("echo")["status"] == "ok"
+    assert child.end() == (0, b"", "")
+
+
+def test_an_error_of_no_task_is_that_of_the_only_one(child: Child) -> None:
+    assert child.ask("throwOutside")["type"] == "TypeError"
+    assert child.ask("echo")["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    "task, type, code", [("throwOutside", "TypeError", 1), ("exitOutside", "Exit", 5)]
+)
+def test_an_end_of_no_task_is_that_of_all(
+    child: Child, task: str, type: str, code: int
+) -> None:
+    child.request("wait", id="another")
+    child.read()
+    child.request(task)
+    replies = [child.read(), child.read()]
+    assert {reply["id"] for reply in replies} == {"another", "an-id"}
+    assert {reply["type"] for reply in replies} == {type}
+    assert child.end(eof=False)[:2] == (code, b"")
 
 
 @pytest.mark.parametrize(
