@@ -22,7 +22,6 @@ package Linepool;
 use strict;
 use warnings;
 use Errno qw(EINTR);
-use Fcntl qw(F_SETFD FD_CLOEXEC);
 use IO::Handle ();
 use JSON::PP ();
 use Scalar::Util qw(blessed);
@@ -44,7 +43,6 @@ BEGIN {
     if (($ENV{LINEPOOL_CHANNEL} // '') eq 'fd') {
         open $in,  '<&=', 3 or die "no channel in: $!";
         open $out, '>&=', 4 or die "no channel out: $!";
-        fcntl $_, F_SETFD, FD_CLOEXEC for $in, $out;
     }
     else {
         open $in,  '<&', \*STDIN  or die "no channel in: $!";
