@@ -156,7 +156,7 @@ Linepool.task("probe.meet") do |how_many|
   busy
 end
 Linepool.task("probe.rails") do
-  { env: Rails.env, pid: Process.pid,
+  { env: Rails.env, pid: Process.pid, time_left: deadline > Time.now,
     loaded: $LOADED_FEATURES.any? { |name| name.end_with?("app/models/rates.rb") } }
 end
 """
@@ -193,6 +193,7 @@ def test_rails_env_and_bundle_exec(start_rails, rails, env, command):
     worker = start_rails(command=command, env={"RAILS_ENV": env, "RUBYOPT": ""})
     about = worker.call("probe.rails")
     assert about["env"] == env
+    assert about["time_left"]
     # Before anybody asks for it.
     assert about["loaded"]
     assert (rails.folder / "log" / f"{env}.log").exists()
