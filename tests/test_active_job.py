@@ -41,7 +41,8 @@ DESCRIBE = """
 class Billing::DescribeJob < ApplicationJob
   def perform(a, b = {}, *rest, key: nil, **others)
     { given: [a, b, rest, key, others.transform_keys(&:inspect)],
-      id: [job_id, provider_job_id], queue: [queue_name, Linepool.job.meta["queue"]], priority: priority,
+      id: [job_id, provider_job_id], priority: priority,
+      queue: [queue_name, Linepool.job.meta["queue"]],
       eta: Linepool.job.meta["eta"], locale: [I18n.locale, Time.zone.name] }
   end
 end

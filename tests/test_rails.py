@@ -156,7 +156,7 @@ Linepool.task("probe.meet") do |how_many|
   busy
 end
 Linepool.task("probe.rails") do
-  { env: Rails.env, pid: Process.pid,
+  { env: Rails.env, pid: Process.pid, time_left: deadline > Time.now,
     loaded: $LOADED_FEATURES.any? { |name| name.end_with?("app/models/rates.rb") } }
 end
 """
@@ -193,6 +193,7 @@ def test_rails_env_and_bundle_exec(start_rails, rails, env, command):
     worker = start_rails(command=command, env={"RAILS_ENV": env, "RUBYOPT": ""})
     about = worker.call("probe.rails")
     assert about["env"] == env
+    assert about["time_left"]
     # Before anybody asks for it.
     assert about["loaded"]
     assert (rails.folder / "log" / f"{env}.log").exists()
@@ -222,7 +223,7 @@ def test_code_is_reloaded_in_development(start_rails, rails):
 
 # --- the truth in the database --------------------------------------------------------
 
-SOAK = int(os.environ.get("LINEPOOL_SOAK", "400"))
+SOAK = int(os.environ.get("LINEPOOL_SOAK", "300"))
 SEED = """
 rows = ARGV[0].to_i.times.map do |n|
   { number: n.to_s, email: "ann@example.org", amount_cents: n + 1,
@@ -230,10 +231,21 @@ rows = ARGV[0].to_i.times.map do |n|
 end
 Invoice.insert_all!(rows)
 """
+#: The worst moment: it is charged, and nobody knows.
+DIES = """
+Rails.application.reloader.to_prepare do
+  Charge.after_commit do
+    File.open("died-#{invoice_id}", File::CREAT | File::EXCL) if invoice_id % 50 == 0
+    Process.kill(:KILL, Process.pid) if invoice_id % 50 == 0
+  rescue Errno::EEXIST # it did so before
+  end
+end
+"""
 
 
 @pytest.mark.timeout(120 + SOAK // 10)
 def test_every_invoice_is_charged_once_though_children_die(start_rails, rails):
+    rails.write("config/initializers/dies.rb", DIES)
     rails.run("bin/rails", "runner", SEED, str(SOAK))
     conf = {
         "task_acks_late": True,
