@@ -125,7 +125,8 @@ def start(shell: str, tmp_path: Path) -> Iterator[Start]:
     shutil.copy(SDK / "linepool.sh", tmp_path)
 
     def start_one(**options: Any) -> Child:
-        command = [shell, str(tmp_path / "worker.sh")]
+        # No shell can trap what was ignored when it began, as in a job of `pytest &`.
+        command = ["env", "--default-signal", shell, str(tmp_path / "worker.sh")]
         children.append(Child(command, **options))
         return children[-1]
 

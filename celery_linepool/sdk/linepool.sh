@@ -22,8 +22,9 @@
 # $linepool_meta. `set -e` holds in a task if it did when linepool_run was called.
 #
 # A shell hears nothing while it waits for a command, so there is no cancel; and a SIGTERM in
-# the instant before it reads is heard when a line or the end of the channel comes. What a
-# task leaves behind has to let go of everything: command >log 2>&1 3<&- 4>&- &
+# the instant before it reads is heard when a line or the end of the channel comes. The
+# descriptors 3, 4, 8 and 9 are taken. What a task leaves behind has to let go of everything:
+# command >log 2>&1 3<&- 4>&- &
 
 if [ "${LINEPOOL_CHANNEL-}" != fd ]; then
     exec 3<&0 4>&1 </dev/null >&2 # commands that read stdin would swallow requests
