@@ -119,6 +119,7 @@ BROKEN: List[Tuple[str, Any]] = [
     ("down", {"op": "answer", "id": "1", "seq": 1, "task_id": "a", "error": "b"}),
     ("down", {"op": "answer", "id": "1", "task_id": "a"}),
     ("down", {"op": 1}),
+    ("request", {"op": "later", "id": "1", "payload": PAYLOAD}),
     ("up", "text"),
     ("up", {}),
     ("up", {"id": "1"}),

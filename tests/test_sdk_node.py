@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import shutil
 import signal
 import sys
@@ -192,8 +193,10 @@ NONBLOCKING = (
 
 def test_a_channel_that_does_not_block(start: Start) -> None:
     child = start(sys.executable, "-c", NONBLOCKING, channel="fd")
-    for id in ("1", "2"):
-        assert child.ask("big", 1_000_000, id=id)["result"] == "x" * 1_000_000
+    child.request("big", 1_000_000)
+    assert eventually(lambda: select.select([child.output], [], [], 0)[0])
+    assert child.read()["result"] == "x" * 1_000_000
+    assert child.ask("echo")["status"] == "ok"
 
 
 @pytest.mark.parametrize("channel", ["stdio", "fd"])
@@ -363,6 +366,11 @@ def test_tasks_run_at_once(child: Child) -> None:
 
 
 def test_ends_with_its_channel_while_idle(child: Child) -> None:
+    assert child.end() == (0, b"", "")
+
+
+def test_half_a_line_before_the_end(child: Child) -> None:
+    child.input.write(b'{"id":')
     assert child.end() == (0, b"", "")
 
 

@@ -412,6 +412,11 @@ def test_ends_with_its_channel_while_idle(child: Child) -> None:
     assert child.end() == (0, b"", "")
 
 
+def test_half_a_line_before_the_end(child: Child) -> None:
+    child.input.write(b'{"id":')
+    assert child.end() == (0, b"", "")
+
+
 def test_sigterm_while_idle(child: Child) -> None:
     child.signal(signal.SIGTERM)
     assert child.end(eof=False) == (0, b"", "")

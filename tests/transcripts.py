@@ -107,9 +107,8 @@ def _is_any(pattern: Line, value: Any, names: Names) -> bool:
 
 
 def is_line(pattern: Line, line: Line, names: Names) -> bool:
-    """`matches`, but a line may have more fields, as the protocol has it."""
-    known = {key: value for key, value in line.items() if key in pattern}
-    return matches(pattern, known, names)
+    """`matches`, but a line may have more fields, and one left out is null."""
+    return matches(pattern, {key: line.get(key) for key in pattern}, names)
 
 
 # --- the worker's side ----------------------------------------------------------------
