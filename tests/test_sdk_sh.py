@@ -80,7 +80,7 @@ slow() {
     echo slept
 }
 hold() {
-    mkdir "$1"
+    : >"$1"
     until [ -e "$2" ]; do sleep 0.02 || :; done
     echo held
 }
@@ -399,7 +399,8 @@ def test_publish_that_fails(child: Child) -> None:
     child.send({"op": "answer", "id": "an-id", "seq": seq, "error": "no broker"})
     assert child.read()["message"] == "not published: no broker"
     child.request("publish", "now", "other")
-    child.read()
+    seq = child.read()["seq"]
+    child.send({"op": "answer", "id": "an-id", "seq": seq + 1, "task_id": "stale"})
     child.input.close()
     assert child.read()["message"] == "not published: the channel has ended"
     assert child.end()[:2] == (0, b"")
