@@ -408,6 +408,7 @@ def test_publish_that_fails(child: Child) -> None:
 
 def test_what_it_does_not_know(child: Child) -> None:
     child.send({"op": "unknown", "id": "an-id"})
+    child.input.write(b"{no JSON}\n")
     child.send({"op": "answer", "id": "an-id", "seq": 7, "task_id": "stray"})
     assert child.ask("state")["status"] == "ok"
 
