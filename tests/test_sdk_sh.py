@@ -80,7 +80,7 @@ slow() {
     echo slept
 }
 hold() {
-    mkdir "$1"
+    : >"$1"
     until [ -e "$2" ]; do sleep 0.02 || :; done
     echo held
 }
@@ -399,7 +399,8 @@ def test_publish_that_fails(child: Child) -> None:
     child.send({"op": "answer", "id": "an-id", "seq": seq, "error": "no broker"})
     assert child.read()["message"] == "not published: no broker"
     child.request("publish", "now", "other")
-    child.read()
+    seq = child.read()["seq"]
+    child.send({"op": "answer", "id": "an-id", "seq": seq + 1, "task_id": "stale"})
     child.input.close()
     assert child.read()["message"] == "not published: the channel has ended"
     assert child.end()[:2] == (0, b"")
@@ -407,6 +408,7 @@ def test_publish_that_fails(child: Child) -> None:
 
 def test_what_it_does_not_know(child: Child) -> None:
     child.send({"op": "unknown", "id": "an-id"})
+    child.input.write(b"{no JSON}\n")
     child.send({"op": "answer", "id": "an-id", "seq": 7, "task_id": "stray"})
     assert child.ask("state")["status"] == "ok"
 
