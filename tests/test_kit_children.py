@@ -94,7 +94,8 @@ MISTAKES: Dict[str, Set[str]] = {
         "ping",
         "ping-during-a-task",
         "unknown-field-of-op",
-        # It pings to know that a task was begun.
+        # They ping to know that a task was begun.
+        "int-during-a-task",
         "term-during-a-task",
     },
     "no_retries": {"context"},

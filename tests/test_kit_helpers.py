@@ -42,7 +42,7 @@ UNTRIED["perl"] = [
 UNTRIED["sh"] = [
     *ONE_AT_A_TIME,
     *("cancel", "cancel-of-no-request", "stop", "stop-during-a-task"),
-    "term-of-what-waits",
+    *("term-during-a-task", "term-of-what-waits", "int-during-a-task"),
 ]
 LANGUAGES = pytest.mark.parametrize("language", STARTS)
 

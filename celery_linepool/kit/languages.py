@@ -29,6 +29,8 @@ CANNOT_SURVIVE_EXIT = {"php"}
 CANNOT_CLOSE_ON_EXEC = {"php"}
 #: Nothing of the program runs after it.
 CANNOT_CATCH_EXIT = {"go"}
+#: A task begins with a fork, and what was forked has no trap for signals at first.
+FORKS_FOR_A_TASK = {"sh"}
 
 
 def language_of(command: Sequence[str], said: str = "") -> str:

@@ -10,7 +10,7 @@ import psutil
 
 from ..child import Late
 from ..company import CHECK, ECHO
-from ..languages import CANNOT_CLOSE_ON_EXEC
+from ..languages import CANNOT_CLOSE_ON_EXEC, FORKS_FOR_A_TASK
 from ..play import Play
 from ..scenario import MUST, SHOULD, Failure, Rows, Untried
 from ..talk import Talk
@@ -84,11 +84,7 @@ def term_during_a_task(play: Play) -> None:
     """SIGTERM comes with every deployment; a task that dies of it is lost. What was not
     begun may be given back with `restart`."""
     talk = play.take_shared()
-    id = talk.request(CHECK + "sleep", SHORT)
-    if "ping" in play.hello.features:
-        # What comes before the ping is read then, and most likely begun.
-        talk.op("ping")
-        talk.event("pong")
+    id = _sleeping(play, talk)
     talk.child.signal(signal.SIGTERM)
     talk.reply(id).expect("ok", "restart")
     play.end(talk, since=time.monotonic())
@@ -117,6 +113,18 @@ def term_of_what_waits(play: Play) -> None:
         raise Failure("a reply with status restart", reply.line)
     talk.reply(begun[0]).expect("ok")
     play.end(talk, since=time.monotonic())
+
+
+def _sleeping(play: Play, talk: Talk) -> str:
+    if play.language in FORKS_FOR_A_TASK:
+        # The signal may hit a subshell that has no trap yet.
+        raise Untried(f"nobody can tell when a task of {play.language} has begun")
+    id = talk.request(CHECK + "sleep", SHORT)
+    if "ping" in play.hello.features:
+        # What comes before the ping is read then, and most likely begun.
+        talk.op("ping")
+        talk.event("pong")
+    return id
 
 
 def _begun(talk: Talk) -> Begun:
@@ -148,7 +156,7 @@ def int_(play: Play) -> None:
 def int_during_a_task(play: Play) -> None:
     """A task does not end because somebody stops the worker, who waits for it."""
     talk = play.shared()
-    id = talk.request(CHECK + "sleep", SHORT)
+    id = _sleeping(play, talk)
     talk.child.signal(signal.SIGINT)
     talk.reply(id).expect("ok")
     play.ask(talk)
