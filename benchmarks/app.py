@@ -1,0 +1,138 @@
+"""The Celery app of every contender; which one it is, the environment says.
+
+The work is the same everywhere: `bench.work` with a number of milliseconds to sleep and
+a text that comes back, done by the same child program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+import urllib.request
+from typing import Any, Dict, Optional
+
+import orjson
+from celery import Celery, bootsteps, signals
+from celery.concurrency.base import BasePool
+from celery.worker import state
+
+#: Seconds between two looks at how many tasks are done.
+LOOK = 0.02
+
+conf: Dict[str, Any] = json.loads(os.environ["BENCH_CONF"])
+contender: str = conf["contender"]
+command = conf["command"]
+
+app = Celery("bench", broker=conf["broker"], backend=conf["backend"])
+app.conf.update(
+    task_ignore_result=conf["backend"] is None,
+    worker_prefetch_multiplier=conf["prefetch"],
+    broker_connection_retry_on_startup=True,
+    worker_enable_remote_control=False,
+    result_expires=600,
+    **conf["settings"],
+)
+if contender == "linepool":
+    app.conf.linepool_command = command
+
+
+class Sampler(bootsteps.StartStopStep):
+    """Writes down how many tasks are done, in the worker's main process."""
+
+    def start(self, worker: Any) -> None:
+        threading.Thread(target=self._sample, daemon=True).start()
+
+    def _sample(self) -> None:
+        with open(conf["samples"], "w") as file:
+            while True:
+                done = state.all_total_count[0] - len(state.active_requests)
+                file.write(f"{time.monotonic()} {done}\n")
+                file.flush()
+                time.sleep(LOOK)
+
+
+app.steps["worker"].add(Sampler)
+
+
+class Null(BasePool):
+    """Does nothing at all: the most that Celery itself allows."""
+
+    signal_safe = True
+
+    def on_start(self) -> None:
+        pass
+
+    def on_apply(
+        self,
+        target: Any,
+        args: Any = (),
+        kwargs: Any = None,
+        accept_callback: Any = None,
+        callback: Any = None,
+        **options: Any,
+    ) -> None:
+        accept_callback(os.getpid(), time.monotonic())
+        callback((0, None, 0.0))
+
+
+class Pipe:
+    """A child process and its pipes, for one thread: what people write by hand."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def ask(self, id: str, args: Any) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin and stdout
+        payload = {"task": "bench.work", "args": args, "kwargs": {}, "meta": {}}
+        stdin.write(orjson.dumps({"id": id, "payload": payload}) + b"\n")
+        stdin.flush()
+        return orjson.loads(stdout.readline()).get("result")
+
+
+_own = threading.local()
+_of_process: Optional[Pipe] = None
+
+
+@signals.worker_process_init.connect
+def _start_pipe(**kwargs: Any) -> None:
+    global _of_process
+    if contender == "prefork":
+        _of_process = Pipe()
+
+
+def by_pipe(id: str, args: Any) -> Any:
+    if _of_process is not None:
+        return _of_process.ask(id, args)
+    if not hasattr(_own, "pipe"):
+        _own.pipe = Pipe()
+    return _own.pipe.ask(id, args)
+
+
+def by_process(id: str, args: Any) -> Any:
+    payload = {"task": "bench.work", "args": args, "kwargs": {}, "meta": {}}
+    line = orjson.dumps({"id": id, "payload": payload}) + b"\n"
+    said = subprocess.run(command, input=line, stdout=subprocess.PIPE, check=True)
+    return orjson.loads(said.stdout).get("result")
+
+
+def by_http(id: str, args: Any) -> Any:
+    request = urllib.request.Request(
+        conf["url"], orjson.dumps(args), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as response:
+        return orjson.loads(response.read())
+
+
+WAYS = {"threads": by_pipe, "prefork": by_pipe, "process": by_process, "http": by_http}
+
+if contender != "linepool":
+
+    @app.task(name="bench.work", bind=True)
+    def work(self: Any, *args: Any) -> Any:
+        return WAYS[contender](self.request.id, args)
