@@ -18,6 +18,7 @@ import time
 from collections import deque
 from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional
 
+from . import syscalls
 from .accounts import account_of
 from .encoding import encode_op
 from .errors import SpawnError
@@ -200,7 +201,7 @@ class Child:
         """
         while self._unsent:
             try:
-                written = os.write(self.stdin, self._unsent[0])
+                written = syscalls.write(self.stdin, bytes(self._unsent[0]))
             except BlockingIOError:
                 return False
             except BrokenPipeError:
@@ -233,7 +234,7 @@ class Child:
         if self.eof:
             return None
         try:
-            data = os.read(self.stdout, READ_SIZE)
+            data = syscalls.read(self.stdout)
         except BlockingIOError:
             return None
         if not data:

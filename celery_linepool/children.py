@@ -139,6 +139,11 @@ class Children:
         return len(self._waiting) + sum(len(m.claims) for m in self.members())
 
     @property
+    def has_room(self) -> bool:
+        """Whether a task would start at once. From any thread."""
+        return bool(self._free)
+
+    @property
     def waiting(self) -> int:
         """Tasks that wait for a child. From any thread."""
         return len(self._waiting)
@@ -227,7 +232,7 @@ class Children:
                 self.readable(member)  # what it said while it was idle
             if not member.has_room:
                 self.offer(member)
-            elif member.child.fit and not member.child.has_exited():
+            elif member.child.fit:
                 return member
             else:
                 self._nursery.lose(member, None)
