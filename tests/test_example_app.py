@@ -203,6 +203,13 @@ class Demo:
             raise
         return self.process.returncode, out, err
 
+    def wait_for_children(self) -> None:
+        """Until its worker has one: whoever has come so far notes signals."""
+        deadline = time.monotonic() + 60
+        while len(self._processes()) < 3:  # itself, the worker and a child
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+
     def left_behind(self) -> List[Any]:
         """Files in its temporary folder, and processes that were started by it."""
         deadline = time.monotonic() + 5
@@ -272,7 +279,7 @@ def test_an_interrupted_demo_leaves_nothing(
     number: signal.Signals, tmp_path: Path
 ) -> None:
     demo = Demo(tmp_path, "--tasks", "5000")
-    time.sleep(4)  # by now it has a worker, and most likely tasks in flight
+    demo.wait_for_children()
     demo.process.send_signal(number)
     code, _, err = demo.end()
     assert code == 128 + number, err
