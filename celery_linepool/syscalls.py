@@ -1,9 +1,9 @@
-"""`os.read` and `os.write` for descriptors that never block, without giving up the GIL.
+"""Reading and writing a pipe that never blocks, without giving up the interpreter's lock.
 
-Python lets other threads run around each system call, and a thread that wants to go on
-afterwards waits until another one gives way: up to 5 ms (`sys.getswitchinterval`), for a
-call that takes some microseconds. The engine makes several of them for each task while
-the worker's main thread is busy, so this is what its time went into.
+`os.read` and `os.write` let other threads run meanwhile, and whoever wants to go on then
+waits until another thread gives way: up to 5 ms (`sys.getswitchinterval`), for a call of
+some microseconds. The engine makes several for each task while the worker's main thread
+is busy with Celery. Only for descriptors with `O_NONBLOCK`: all threads stand still.
 """
 
 from __future__ import annotations
@@ -11,28 +11,48 @@ from __future__ import annotations
 import ctypes
 import os
 
-_libc = ctypes.PyDLL(None, use_errno=True)
-_libc.read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-_libc.read.restype = ctypes.c_ssize_t
-_libc.write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-_libc.write.restype = ctypes.c_ssize_t
-
+#: Bytes of one call at the most: the size of a pipe's buffer on Linux.
 SIZE = 65536
-_buffer = ctypes.create_string_buffer(SIZE)
-_view = memoryview(_buffer)
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_read, _write = _libc.read, _libc.write
+_read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_read.restype = _write.restype = ctypes.c_ssize_t
 
 
-def read(fd: int) -> bytes:
-    size = _libc.read(fd, _buffer, SIZE)
+class Buffer:
+    """Room for what one thread reads."""
+
+    def __init__(self) -> None:
+        self._room = ctypes.create_string_buffer(SIZE)
+        self._view = memoryview(self._room)
+
+    def read(self, fd: int) -> bytes:
+        """As `os.read`, of up to `SIZE` bytes.
+
+        Raises:
+            OSError: as `os.read`; BlockingIOError if there is nothing to read.
+        """
+        size = _read(fd, self._room, SIZE)
+        if size < 0:
+            raise _error()
+        return self._view[:size].tobytes()
+
+
+def write(fd: int, data: memoryview) -> int:
+    """As `os.write`, of up to `SIZE` bytes; how many were taken.
+
+    Raises:
+        OSError: as `os.write`; BlockingIOError if the pipe is full.
+    """
+    piece = data[:SIZE].tobytes()
+    size: int = _write(fd, piece, len(piece))
     if size < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return _view[:size].tobytes()
-
-
-def write(fd: int, data: bytes) -> int:
-    size = _libc.write(fd, data, len(data))
-    if size < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        raise _error()
     return size
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
