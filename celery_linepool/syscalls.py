@@ -1,9 +1,9 @@
-"""Reading and writing a pipe that never blocks, without giving up the interpreter's lock.
+"""Reading and writing pipes that never block, without giving up the interpreter's lock.
 
-`os.read` and `os.write` let other threads run meanwhile, and whoever wants to go on then
-waits until another thread gives way: up to 5 ms (`sys.getswitchinterval`), for a call of
-some microseconds. The engine makes several for each task while the worker's main thread
-is busy with Celery. Only for descriptors with `O_NONBLOCK`: all threads stand still.
+`os.read` and `os.write` let other threads run meanwhile, and whoever wants to go on
+then waits until another thread gives way: up to 5 ms (`sys.getswitchinterval`), for a
+call of some microseconds. The engine makes several for each task while the worker's
+main thread is busy with Celery. Only with `O_NONBLOCK`: all threads stand still.
 """
 
 from __future__ import annotations
