@@ -19,6 +19,7 @@ HOME = Path(__file__).parent.parent
 
 #: What a child of each looks like among processes.
 CHILDREN = {"node": r"worker\.mjs", "php": "linepool:work", "go": "bin/linepool"}
+ENV = {"APP_ENV": "prod"}
 
 SETTINGS = """
 import json, shop
@@ -51,7 +52,7 @@ def run(folder: Path, *argv: str, **env: str) -> str:
     done = subprocess.run(
         argv,
         cwd=folder,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(HOME), **env},
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(HOME), **ENV, **env},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -101,7 +102,7 @@ def start_shop(shop: Shop, start_worker: WorkerFactory) -> Callable[..., Worker]
         own = {"linepool_cwd": str(shop.folder), "linepool_handshake": "required"}
         return start_worker(
             conf={**shop.settings, **own, **(conf or {})},
-            env={"DATABASE": str(shop.database), **(env or {})},
+            env={**ENV, "DATABASE": str(shop.database), **(env or {})},
             args=("-c", str(children)),
         )
 

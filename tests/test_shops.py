@@ -14,7 +14,11 @@ from celery_linepool.errors import ForeignError
 pytest_plugins = ["shops", "rates"]
 
 #: What each calls the error of an invoice that is none.
-INVALID = {"node": "InvalidInvoice"}
+INVALID = {
+    "node": "InvalidInvoice",
+    "php": "App\\InvalidInvoice",
+    "go": "*shop.InvalidInvoice",
+}
 
 
 def invoice(number, **fields):
