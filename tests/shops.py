@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workers import Worker, WorkerFactory
+from localprocess import LocalProcess
+from workers import Worker, WorkerFactory, eventually
 
 HOME = Path(__file__).parent.parent
 
 #: What a child of each looks like among processes.
 CHILDREN = {"node": r"worker\.mjs", "php": "linepool:work", "go": "bin/linepool"}
+#: Its web server, for the shop's users.
+WEB = {
+    "node": ["node", "server.mjs"],
+    "php": ["php", "-S", "127.0.0.1:0", "-t", "public", "public/index.php"],
+    "go": ["bin/web"],
+}
 ENV = {"APP_ENV": "prod"}
 
 SETTINGS = """
@@ -39,20 +49,36 @@ class Shop:
     settings: dict[str, Any]
     database: Path
 
-    def run(self, *argv: str, **env: str) -> str:
-        """Run a command of the app to its end; what it says on stdout."""
-        return run(self.folder, *argv, DATABASE=str(self.database), **env)
+    @contextmanager
+    def web(self) -> Iterator[Callable[[str], Any]]:
+        """Its web server; what that answers to a GET of a path, parsed."""
+        log = self.database.parent / "web.log"
+        env = {**os.environ, **ENV, "DATABASE": str(self.database), "PORT": "0"}
+        server = LocalProcess(WEB[self.language], log=log, env=env, cwd=self.folder)
+        try:
+            said = eventually(
+                lambda: re.search(r"http://[\d.]+:\d+", server.all_logs())
+            )
+
+            def get(path: str) -> Any:
+                with urllib.request.urlopen(said[0] + path, timeout=60) as response:
+                    return json.load(response)
+
+            yield get
+        finally:
+            server.stop()
 
     def children(self, worker: Worker) -> set[int]:
         return {child.pid for child in worker.children(CHILDREN[self.language])}
 
 
-def run(folder: Path, *argv: str, **env: str) -> str:
+def run(folder: Path, *argv: str) -> str:
+    """Run a command of the app to its end; what it says on stdout."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         argv,
         cwd=folder,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(HOME), **ENV, **env},
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(HOME), **ENV},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -26,7 +26,7 @@ def invoice(number, **fields):
     return {"number": str(number), "email": email, "amount_cents": 1999, **fields}
 
 
-def test_invoices_are_charged_once_for_a_task(start_shop, language):
+def test_invoices_are_charged_once_for_a_task(start_shop, shop, language):
     worker = start_shop()
     one, two = (worker.call("invoices.create", invoice(n)) for n in (1, 2))
     charged = {"invoice": one, "amount_cents": 1999}
@@ -37,6 +37,9 @@ def test_invoices_are_charged_once_for_a_task(start_shop, language):
     # The key is the task's.
     assert worker.call("invoices.charge", one) == charged
     assert worker.call("invoices.find", one)["charged_cents"] == 2 * 1999
+
+    with shop.web() as get:
+        assert get(f"/invoices/{one}")["charged_cents"] == 2 * 1999
 
     with pytest.raises(ForeignError, match="nobody is no address") as exc:
         worker.call("invoices.create", invoice(3, email="nobody"))
