@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,12 +30,15 @@ class Page:
             re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
         )
 
-    def code(self, kind: str, without: str) -> Iterator[str]:
-        """The blocks of a language in all sections but one."""
-        for name, section in self.sections.items():
-            for block in BLOCK.finditer(section if name != without else ""):
-                if block["kind"] == kind:
-                    yield block["text"]
+    def excerpts(self, kind: str) -> list[str]:
+        """The blocks of a language that are part of something larger."""
+        rest = [self.sections[n] for n in self.sections if n != "Ten minutes"]
+        blocks = BLOCK.finditer("".join(rest))
+        return [block["text"] for block in blocks if block["kind"] == kind]
+
+
+def unindented(text: str) -> str:
+    return "".join(f"{line.strip()}\n" for line in text.splitlines())
 
 
 class Reader:
@@ -76,6 +78,12 @@ class Reader:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    @property
+    def log(self) -> str:
+        """That of the worker."""
+        assert self._worker is not None
+        return self._worker.all_logs()
 
     def run(self, text: str) -> str:
         """What the commands say on stdout."""

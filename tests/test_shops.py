@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
+from pages import HOME, Page, Reader, unindented
 from workers import eventually
 
 from celery_linepool.errors import ForeignError
@@ -115,3 +117,75 @@ def test_running_tasks_are_finished_at_a_reset_and_a_stop(
     rates.let_go.set()
     assert worker.wait() == 0
     assert worker.result(held) == 1.25
+
+
+# --- the documentation ----------------------------------------------------------------
+
+SERVICES = """
+services:
+    _defaults: { autowire: true, autoconfigure: true }
+    App\\: { resource: '../src/' }
+"""
+
+
+def existing_node_app(example, folder):
+    (folder / "node_modules").symlink_to(example / "node_modules")
+
+
+def existing_php_app(example, folder):
+    names = ("bin/console", "config/bundles.php", "config/packages/framework.yaml")
+    for name in (*names, "src/Kernel.php", "vendor/autoload.php", "composer.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(example / name, folder / name)
+    (folder / "config" / "services.yaml").write_text(SERVICES)
+
+
+#: What the page takes for granted: of the example, all that is not of the shop.
+EXISTING = {
+    "node": existing_node_app,
+    "php": existing_php_app,
+    "go": lambda example, folder: None,
+}
+CODE = {
+    # The blocks of its page, its sources, and the one that greets in ten minutes.
+    "node": ("js", "*.mjs", "app.mjs"),
+    "php": ("php", "*.php", "src/Tasks.php"),
+    "go": ("go", "*.go", "greet.go"),
+}
+
+
+def test_its_page_in_the_folder_of_an_app(shop, language, start_worker, tmp_path):
+    """Word for word, but for where Redis is."""
+    project = start_worker.project("redis", conf={"task_default_queue": "celery"})
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    EXISTING[language](shop.folder, folder)
+    reader = Reader(folder, project.conf["broker_url"])
+    page = Page(f"{language}.md")
+
+    def greets_otherwise():
+        # Again: what is saved while entr is busy escapes it.
+        source.write_text(code.replace("Hello", "Merhaba"))
+        result = project.app.send_task("shop.greet", ["Cem"])
+        return result.get(timeout=60).startswith("Merhaba Cem, from ")
+
+    try:
+        assert reader.follow(page.sections["Ten minutes"]) == 2
+        assert "greeting Bob" in reader.log
+        reader.follow(page.sections["Development"])
+        eventually((folder / "tmp" / "restart").exists)
+        source = folder / CODE[language][2]
+        code = source.read_text()
+        eventually(greets_otherwise, interval=1)
+    finally:
+        reader.stop()
+
+
+def test_the_code_on_its_page_is_that_of_the_example(language):
+    kind, pattern, _ = CODE[language]
+    example = HOME / "example_app" / language
+    sources = [unindented(path.read_text()) for path in example.rglob(pattern)]
+    excerpts = Page(f"{language}.md").excerpts(kind)
+    assert len(excerpts) >= 5
+    for excerpt in excerpts:
+        assert any(unindented(excerpt) in source for source in sources), excerpt

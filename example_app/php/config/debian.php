@@ -10,4 +10,3 @@ spl_autoload_register(function (string $class): void {
         require $path;
     }
 });
-require_once __DIR__ . '/../lib/linepool.php';

@@ -9,6 +9,8 @@ use Symfony\Component\Console\Command\Command;
 use Symfony\Component\Console\Input\InputInterface;
 use Symfony\Component\Console\Output\OutputInterface;
 
+require_once __DIR__ . '/../../lib/linepool.php';
+
 #[AsCommand(name: 'linepool:work', description: 'Serves Celery tasks')]
 final class LinepoolCommand extends Command
 {
