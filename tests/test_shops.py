@@ -81,8 +81,8 @@ def test_rates_are_throttled_asked_together_and_given_up(
     worker = start_shop(conf, {"RATES_URL": rates.url}, children)
     assert worker.call("rates.fetch", "USD") == 1.25
     assert rates.asked == ["/USD"] * 3
+    eventually(lambda: len(shop.children(worker)) == children)
     booted = shop.children(worker)
-    assert len(booted) == children
 
     together = [worker.send("rates.fetch", "TOGETHER") for _ in range(4)]
     assert [worker.result(r) for r in together] == [1.25] * 4
@@ -160,17 +160,19 @@ CODE = {
 def test_its_page_in_the_folder_of_an_app(shop, language, start_worker, tmp_path):
     """Word for word, but for where Redis is."""
     project = start_worker.project("redis", conf={"task_default_queue": "celery"})
+    redis = project.app.conf.result_backend = project.conf["broker_url"]
     folder = tmp_path / "shop"
     folder.mkdir()
     EXISTING[language](shop.folder, folder)
-    reader = Reader(folder, project.conf["broker_url"])
+    reader = Reader(folder, redis)
     page = Page(f"{language}.md")
 
     def greets_otherwise():
         # Again: what is saved while entr is busy escapes it.
         source.write_text(code.replace("Hello", "Merhaba"))
         result = project.app.send_task("shop.greet", ["Cem"])
-        return result.get(timeout=60).startswith("Merhaba Cem, from ")
+        eventually(result.ready)
+        return result.result.startswith("Merhaba Cem, from ")
 
     try:
         assert reader.follow(page.sections["Ten minutes"]) == 2
