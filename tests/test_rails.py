@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import random
-import re
 import signal
 import sqlite3
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from contextlib import closing, suppress
-from pathlib import Path
 
 import psutil
 import pytest
-from localprocess import LocalProcess
+from pages import Page, Reader
 from workers import eventually
 
 from celery_linepool.errors import ForeignError
 
-pytest_plugins = ["rails_app"]
+pytest_plugins = ["rails_app", "rates"]
 
-HOME = Path(__file__).parent.parent
 INVOICE = {"number": "2026-1", "email": "ann@example.org", "amount_cents": 1999}
 
 
@@ -99,34 +91,8 @@ def test_views_are_rendered_mails_are_sent_tasks_follow(start_rails, rails):
     assert worker.call("invoices.collect") == []
 
 
-class RateLimited(http.server.BaseHTTPRequestHandler):
-    """A service that has enough at first."""
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        limited = len(self.server.asked) < 3
-        self.send_response(429 if limited else 200)
-        self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(b'{"rate": 1.25}')
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def rates() -> Iterator[http.server.HTTPServer]:
-    with http.server.HTTPServer(("127.0.0.1", 0), RateLimited) as server:
-        server.asked = []
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 def test_a_rate_limit_uses_up_no_retry(start_rails, rates):
-    env = {"RATES_URL": f"http://127.0.0.1:{rates.server_port}"}
+    env = {"RATES_URL": rates.url}
     # One retry would be allowed, and it is throttled twice.
     conf = {"task_annotations": {"*": {"max_retries": 1}}}
     worker = start_rails(env=env, conf=conf)
@@ -292,85 +258,15 @@ gem "rails"
 gem "sqlite3"
 gem "redis"
 """
-BLOCK = re.compile(
-    r"^(?P<before>[^\n]*)\n\n```(?P<kind>\w+)\n(?P<text>.*?)```\n"
-    r"(?:\n    (?P<output>[^\n]+))?",
-    re.DOTALL | re.MULTILINE,
-)
-
-
-class Reader:
-    """Does what the page says, in the folder of a new app."""
-
-    def __init__(self, folder, redis_url: str) -> None:
-        self.folder = folder
-        self._redis_url = redis_url
-        self.env = {
-            **os.environ,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(HOME),
-            "PIP_NO_INDEX": "1",
-        }
-        self._worker = None
-
-    def follow(self, section: str) -> int:
-        followed = 0
-        for block in BLOCK.finditer(section):
-            text = block["text"].replace("redis://localhost", self._redis_url)
-            if block["kind"] != "sh":
-                name = re.findall("`([^`]+)`", block["before"])[-1]
-                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
-                (self.folder / name).write_text(text)
-            elif " worker " in text:
-                self._start(text)
-            else:
-                said = self._run(text)
-                if block["output"]:
-                    assert said.splitlines()[-1] == block["output"]
-                    followed += 1
-        return followed
-
-    def _run(self, text: str) -> str:
-        argv = ["bash", "-euo", "pipefail", "-c", text]
-        done = subprocess.run(
-            argv,
-            cwd=self.folder,
-            env=self.env,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=100,
-        )
-        assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def _start(self, text: str) -> None:
-        self.stop()
-        first, last = re.fullmatch(r"(.*?)([^\n]+)\n", text, re.DOTALL).groups()
-        argv = ["bash", "-euc", f"{first}exec {last}"]
-        log = self.folder.parent / "worker.log"
-        log.unlink(missing_ok=True)
-        self._worker = LocalProcess(argv, log=log, env=self.env, cwd=self.folder)
-        worker = self._worker
-        eventually(lambda: " ready." in worker.all_logs() or worker.status == "exited")
-        assert worker.status == "running", worker.all_logs()
-
-    def stop(self) -> None:
-        if self._worker is not None:
-            self._worker.kill("SIGTERM")
-            assert self._worker.wait(60) == 0, self._worker.all_logs()
-            self._worker = None
 
 
 def test_the_page_about_rails(start_worker, tmp_path):
     """Word for word, but for where Redis is, from an empty folder."""
     reader = Reader(tmp_path, start_worker.project("redis").conf["broker_url"])
-    reader._run(NEW_APP)
+    reader.run(NEW_APP)
     reader.folder = tmp_path / "shop"
     (reader.folder / "Gemfile").write_text(GEMFILE)
-    page = (HOME / "docs" / "rails.md").read_text()
-    sections = dict(re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    sections = Page("rails.md").sections
     try:
         assert reader.follow(sections["Ten minutes"]) == 1
         assert reader.follow(sections["ActiveJob"]) == 2
