@@ -23,13 +23,12 @@ from .encoding import encode_op
 from .errors import SpawnError
 from .messages import Event
 from .protocol import Connection, Handshake
+from .syscalls import Buffer, write
 
 if TYPE_CHECKING:
     from .settings import PoolSettings
 
 STOP = encode_op("stop", {})
-#: Bytes read at once: the size of a pipe's buffer on Linux.
-READ_SIZE = 65536
 #: Moves the protocol from stdin and stdout to the descriptors 3 and 4. What the program
 #: prints goes to stderr then. The shell replaces itself: the pid is the child's.
 ON_OTHER_FDS = 'exec "$@" 3<&0 4>&1 </dev/null >&2'
@@ -79,6 +78,7 @@ class Child:
         #: Lines that the pipe did not take yet; views, so that what a slow reader takes
         #: piece by piece is not copied each time.
         self._unsent: Deque[memoryview] = deque()
+        self._buffer = Buffer()
         #: Bytes handed to `send` and `tell` so far, and where requests begin in them.
         self._total = 0
         self._starts: Dict[str, int] = {}
@@ -200,7 +200,7 @@ class Child:
         """
         while self._unsent:
             try:
-                written = os.write(self.stdin, self._unsent[0])
+                written = write(self.stdin, self._unsent[0])
             except BlockingIOError:
                 return False
             except BrokenPipeError:
@@ -233,7 +233,7 @@ class Child:
         if self.eof:
             return None
         try:
-            data = os.read(self.stdout, READ_SIZE)
+            data = self._buffer.read(self.stdout)
         except BlockingIOError:
             return None
         if not data:

@@ -139,6 +139,11 @@ class Children:
         return len(self._waiting) + sum(len(m.claims) for m in self.members())
 
     @property
+    def has_room(self) -> bool:
+        """Whether a task would start at once. From any thread."""
+        return bool(self._free)
+
+    @property
     def waiting(self) -> int:
         """Tasks that wait for a child. From any thread."""
         return len(self._waiting)
@@ -227,11 +232,17 @@ class Children:
                 self.readable(member)  # what it said while it was idle
             if not member.has_room:
                 self.offer(member)
-            elif member.child.fit and not member.child.has_exited():
+            elif member.child.fit and not self._is_dead(member):
                 return member
             else:
                 self._nursery.lose(member, None)
         return None
+
+    @staticmethod
+    def _is_dead(member: Member) -> bool:
+        # Where its exit wakes the engine, asking again costs a task more than it saves:
+        # what a dead child has not read goes to another one.
+        return member.child.exit is None and member.child.has_exited()
 
     def _begin(self, member: Member, job: Job) -> None:
         self._take(member, job)

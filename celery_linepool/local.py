@@ -38,6 +38,11 @@ class Local:
                 self._owner.accepted(job, os.getpid())
                 self._owner.start_job(job)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a task would start at once. From any thread."""
+        return self._running < self.size
+
     def settled(self, job: Job) -> None:
         self._running -= 1
         self._serve()

@@ -15,7 +15,7 @@ class Mailbox:
     No lock: ``pool.stop()`` may run inside a signal handler that interrupted `post`.
     A write is made only while the reader may be asleep (`armed`), once for a batch.
 
-    Order matters: `post` appends before it looks at `armed`; the reader sets `armed`
+    Order matters: a writer appends before it looks at `armed`; the reader sets `armed`
     before it looks at the letters. So one of the two always sees the other.
     """
 
@@ -35,7 +35,16 @@ class Mailbox:
     def post(self, call: Callable[..., Any], *args: Any) -> None:
         """Have `call(*args)` run by the reader. From any thread."""
         self._letters.append((call, args))
-        if self.armed:
+        self.wake()
+
+    def put(self, call: Callable[..., Any], *args: Any) -> None:
+        """The same, without waking a reader who sleeps: `wake` has to follow, or
+        something else that wakes it."""
+        self._letters.append((call, args))
+
+    def wake(self) -> None:
+        """Wake the reader if it may be asleep and there is something to read."""
+        if self.armed and self._letters:
             self.armed = False
             try:
                 os.write(self._write_fd, b"\0")

@@ -244,16 +244,22 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Do what is in the outbox."""
         outbox = self.runtime.outbox
         outbox.clear_wakeup()
-        outbox.armed = True
-        for _ in range(len(outbox)):
-            call, values = outbox.take()
-            try:
-                call(*values)
-            except MemoryError:
-                raise
-            except Exception as exc:
-                # As prefork: a callback that fails must not end the event loop.
-                logger.exception("Process %r failed: %r", call, exc)
+        try:
+            for _ in range(len(outbox)):
+                self._deliver(*outbox.take())
+        finally:
+            outbox.armed = True
+            outbox.wake()  # what came meanwhile is for the next turn of the event loop
+
+    @staticmethod
+    def _deliver(call: Callable[..., Any], values: Tuple[Any, ...]) -> None:
+        try:
+            call(*values)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            # As prefork: a callback that fails must not end the event loop.
+            logger.exception("Process %r failed: %r", call, exc)
 
     def _carry(self) -> None:
         """The thread that stands in for an event loop where there is none."""

@@ -99,7 +99,7 @@ class Runtime:
         front: Front,
     ) -> None:
         self.outbox = Mailbox()
-        self.engine = Engine()
+        self.engine = Engine(self.outbox.wake)
         self._app = app
         self._router = router
         self._front = front
@@ -175,7 +175,7 @@ class Runtime:
         for lane in self._jobs_lane.values():
             jobs = lane.flush()
             if jobs:
-                self.outbox.post(self._front.dropped, jobs)
+                self.outbox.put(self._front.dropped, jobs)
 
     def stop(self, polite: bool) -> None:
         """End the children, then everything else. Waits."""
@@ -204,7 +204,12 @@ class Runtime:
 
     def submit(self, job: Job, lane: str, first: bool = False) -> None:
         """Have a job run by a pool, or by `LOCAL`."""
-        self.engine.post(self._jobs_lane[lane].submit, job, first)
+        where = self._jobs_lane[lane]
+        # A lane without room looks again when it has some: nobody has to be woken. Put
+        # before it is asked, so that one of the two sees the other.
+        self.engine.put(where.submit, job, first)
+        if where.has_room:
+            self.engine.wake()
 
     def terminate(self, job: Job, lane: str, signum: int, why: Cancel) -> None:
         self.engine.post(self._jobs_lane[lane].terminate, job, signum, why)
@@ -242,23 +247,23 @@ class Runtime:
         logger.info("linepool: pool %r is being reset", name)
         self.engine.post(self.pools[name].reset)
 
-    # --- what lanes tell: the engine --------------------------------------------------
+    # --- what lanes tell: the engine, which wakes the main thread once a turn ---------
 
     def may_start(self, job: Job) -> bool:
         if job.state is not State.WAITING:
             return False
         if self._closing:
-            self.outbox.post(self._front.dropped, [job])
+            self.outbox.put(self._front.dropped, [job])
             return False
         if job.is_suspect():
-            self.outbox.post(self._front.recheck, job)
+            self.outbox.put(self._front.recheck, job)
             return False
         return True
 
     def accepted(self, job: Job, pid: int) -> None:
         if job.state is State.WAITING:
             job.move(State.RUNNING)
-        self.outbox.post(self._front.accepted, job, pid, time.monotonic())
+        self.outbox.put(self._front.accepted, job, pid, time.monotonic())
 
     def start_job(self, job: Job) -> None:
         if job.plain:
@@ -267,15 +272,15 @@ class Runtime:
             self._threads.submit(job.run)
 
     def soft_limit(self, job: Job) -> None:
-        self.outbox.post(self._front.soft_limit, job)
+        self.outbox.put(self._front.soft_limit, job)
 
     def advertised(self, pool: str, tasks: Tuple[str, ...]) -> None:
         if self._advertised.get(pool) != tasks:
             self._advertised[pool] = tasks
-            self.outbox.post(self._front.advertised, pool, tasks)
+            self.outbox.put(self._front.advertised, pool, tasks)
 
     def failed_to_boot(self, error: BootError) -> None:
-        self.outbox.post(self._front.boot_failed, error)
+        self.outbox.put(self._front.boot_failed, error)
 
     # --- what a task does: its host ---------------------------------------------------
 
@@ -283,11 +288,15 @@ class Runtime:
         self, job: Job, lane: str, returned: Any, raised: Optional[BaseException]
     ) -> None:
         """A job is through with Celery's tracer."""
-        self.outbox.post(self._front.ended, job, returned, raised)
-        # From a greenlet this must not run at once: it would start the next job's
-        # greenlet from this one, which is not the loop.
-        tell = self.engine.soon if self.engine.is_here() else self.engine.post
-        tell(self._jobs_lane[lane].settled, job)
+        settled = self._jobs_lane[lane].settled
+        if self.engine.is_here():
+            self.outbox.put(self._front.ended, job, returned, raised)
+            # From a greenlet this must not run at once: it would start the next job's
+            # greenlet from this one, which is not the loop.
+            self.engine.soon(settled, job)
+        else:
+            self.outbox.post(self._front.ended, job, returned, raised)
+            self.engine.post(settled, job)
 
     def ask(self, task: Any, request_id: str, payload: Dict[str, Any]) -> Answer:
         job = current_job()

@@ -204,7 +204,66 @@ def test_a_greenlet_waits_and_the_engine_does_not(engine: Engine) -> None:
     for value in ({"any": "value"}, None):
         engine.post(engine.resume, tasks[0], value)
         assert order.get(timeout=PATIENCE) == value
-    assert ask(engine, lambda: tasks[0].dead)
+    assert not ask(engine, lambda: tasks[0].dead)  # it is kept for the next one
+
+
+def test_a_greenlet_is_used_again_when_its_task_has_ended() -> None:
+    engine = Engine()
+    engine.start()
+    seen: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def task(waits: bool) -> None:
+        seen.put(getcurrent())
+        if waits:
+            engine.suspend()
+
+    for waits in (False, True, False, False):
+        engine.post(engine.start_greenlet, lambda waits=waits: task(waits))
+    first, waiting, other, again = [seen.get(timeout=PATIENCE) for _ in range(4)]
+    assert first is waiting  # it had ended
+    assert other is not waiting and again is other
+    engine.post(engine.resume, waiting, None)
+    engine.stop()
+    assert first.dead and other.dead
+
+
+def test_a_task_that_raises_costs_no_greenlet(
+    engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def broken() -> None:
+        seen.put(getcurrent())
+        raise ValueError("a mistake")
+
+    engine.post(engine.start_greenlet, broken)
+    engine.post(engine.start_greenlet, lambda: seen.put(getcurrent()))
+    first, second = [seen.get(timeout=PATIENCE) for _ in range(2)]
+    assert first is second
+    assert "a mistake" in caplog.text
+
+
+def test_the_end_of_a_turn_comes_after_all_of_it() -> None:
+    """Whoever was told something is woken once for all of it."""
+    order: queue.SimpleQueue[str] = queue.SimpleQueue()
+    engine = Engine(lambda: order.put("turned"))
+    engine.put(order.put, "first")
+    engine.put(engine.soon, order.put, "soon")
+    engine.put(order.put, "second")
+    engine.start()
+    engine.stop()
+    found = []
+    while not order.empty():
+        found.append(order.get())
+    assert found[:4] == ["first", "second", "soon", "turned"]
+
+
+def test_what_is_put_waits_for_a_reason_to_wake(engine: Engine) -> None:
+    order: queue.SimpleQueue[str] = queue.SimpleQueue()
+    assert ask(engine, lambda: True)
+    engine.put(order.put, "put")
+    engine.wake()
+    assert order.get(timeout=PATIENCE) == "put"
 
 
 def test_many_greenlets_are_resumed_in_any_order(engine: Engine) -> None:

@@ -50,6 +50,23 @@ def test_a_batch_costs_one_wakeup(mailbox: Mailbox) -> None:
     assert wakeups(mailbox) == 1
 
 
+def test_what_is_put_wakes_nobody_until_wake(mailbox: Mailbox) -> None:
+    mailbox.put(nothing)
+    mailbox.put(nothing)
+    assert wakeups(mailbox) == 0
+    mailbox.wake()
+    mailbox.wake()
+    assert wakeups(mailbox) == 1
+    assert len(mailbox) == 2
+
+
+def test_an_empty_mailbox_wakes_nobody(mailbox: Mailbox) -> None:
+    mailbox.wake()
+    assert wakeups(mailbox) == 0
+    mailbox.post(nothing)
+    assert wakeups(mailbox) == 1
+
+
 def test_a_reader_that_is_awake_is_not_woken(mailbox: Mailbox) -> None:
     mailbox.armed = False
     mailbox.post(nothing)

@@ -1,0 +1,58 @@
+"""Reading and writing pipes that never block, without giving up the interpreter's lock.
+
+`os.read` and `os.write` let other threads run meanwhile, and whoever wants to go on
+then waits until another thread gives way: up to 5 ms (`sys.getswitchinterval`), for a
+call of some microseconds. The engine makes several for each task while the worker's
+main thread is busy with Celery. Only with `O_NONBLOCK`: all threads stand still.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+#: Bytes of one call at the most: the size of a pipe's buffer on Linux.
+SIZE = 65536
+
+_libc = ctypes.PyDLL(None, use_errno=True)
+_read, _write = _libc.read, _libc.write
+_read.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+_write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+_read.restype = _write.restype = ctypes.c_ssize_t
+
+
+class Buffer:
+    """Room for what one thread reads."""
+
+    def __init__(self) -> None:
+        self._room = ctypes.create_string_buffer(SIZE)
+        self._view = memoryview(self._room)
+
+    def read(self, fd: int) -> bytes:
+        """As `os.read`, of up to `SIZE` bytes.
+
+        Raises:
+            OSError: as `os.read`; BlockingIOError if there is nothing to read.
+        """
+        size = _read(fd, self._room, SIZE)
+        if size < 0:
+            raise _error()
+        return self._view[:size].tobytes()
+
+
+def write(fd: int, data: memoryview) -> int:
+    """As `os.write`, of up to `SIZE` bytes; how many were taken.
+
+    Raises:
+        OSError: as `os.write`; BlockingIOError if the pipe is full.
+    """
+    piece = data[:SIZE].tobytes()
+    size: int = _write(fd, piece, len(piece))
+    if size < 0:
+        raise _error()
+    return size
+
+
+def _error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))

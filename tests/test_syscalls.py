@@ -1,0 +1,97 @@
+"""Pipes that do not block: the same as `os.read` and `os.write`, but for the lock."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from celery_linepool.syscalls import SIZE, Buffer, write
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    for fd in ends:
+        os.set_blocking(fd, False)
+    yield ends
+    for fd in ends:
+        try:
+            os.close(fd)
+        except OSError:
+            pass  # the test has closed it
+
+
+def test_what_is_written_is_read(pipe: tuple[int, int]) -> None:
+    data = b"a\0b\n\xff" * 100
+    assert write(pipe[1], memoryview(data)) == len(data)
+    assert Buffer().read(pipe[0]) == data
+
+
+def test_what_was_read_stays_what_it_was(pipe: tuple[int, int]) -> None:
+    buffer = Buffer()
+    os.write(pipe[1], b"first")
+    first = buffer.read(pipe[0])
+    os.write(pipe[1], b"other")
+    assert buffer.read(pipe[0]) == b"other"
+    assert first == b"first"
+
+
+def test_an_empty_pipe_and_a_full_one(pipe: tuple[int, int]) -> None:
+    with pytest.raises(BlockingIOError):
+        Buffer().read(pipe[0])
+    data = memoryview(bytes(SIZE * 100))
+    taken = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            taken += write(pipe[1], data)
+    found = 0
+    while found < taken:
+        found += len(Buffer().read(pipe[0]))
+    assert found == taken > 0
+
+
+def test_ends_that_are_closed(pipe: tuple[int, int]) -> None:
+    os.close(pipe[1])
+    assert Buffer().read(pipe[0]) == b""
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    with pytest.raises(BrokenPipeError):
+        write(write_fd, memoryview(b"lost"))
+    os.close(write_fd)
+    with pytest.raises(OSError) as error:
+        write(write_fd, memoryview(b"lost"))
+    assert error.value.strerror == "Bad file descriptor"
+
+
+def test_nobody_else_runs_meanwhile(pipe: tuple[int, int]) -> None:
+    """With a long switch interval only who gives up the lock lets others run."""
+    interval, counted, go_on = sys.getswitchinterval(), [0], [True]
+
+    def count() -> None:
+        while go_on[0]:
+            counted[0] += 1
+            time.sleep(0)
+
+    thread = threading.Thread(target=count)
+    sys.setswitchinterval(100)
+    try:
+        thread.start()
+        buffer, before = Buffer(), counted[0]
+        for _ in range(2000):
+            write(pipe[1], memoryview(b"x"))
+            buffer.read(pipe[0])
+        ours = counted[0] - before
+        for _ in range(2000):
+            os.write(pipe[1], b"x")
+            os.read(pipe[0], 1)
+        theirs = counted[0] - before - ours
+    finally:
+        sys.setswitchinterval(interval)
+        go_on[0] = False
+        thread.join()
+    assert ours == 0 < theirs
