@@ -15,6 +15,7 @@ from hypothesis import settings
 from leaks import LeakGuard, leak_guard
 from localprocess import LocalProcess, Servers, Watchdog
 from lone_pool import LonePool
+from webserver import Respond, WebServer
 
 from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
@@ -91,6 +92,19 @@ def start_beside(
             cleanup.callback(process.destroy)
             start_worker.logs.append((name, process.all_logs))
             return process
+
+        yield start
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Respond], str]]:
+    """Starts web servers, each for a function; returns the URL."""
+    with ExitStack() as cleanup:
+
+        def start(respond: Respond) -> str:
+            server = WebServer(respond)
+            cleanup.callback(server.close)
+            return server.url
 
         yield start
 
