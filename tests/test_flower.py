@@ -107,10 +107,10 @@ def test_the_api_shows_pool_tasks_and_foreign_errors(flower):
     assert shown["result"] == "{'charged': 3}"
     shown = flower.task(failed.id, "FAILURE")
     assert "Billing::CardDeclined: no money left" in shown["exception"]
-    assert "bills.rb:18:in `decline'" in shown["traceback"]
+    assert "bills.rb:21:in `decline'" in shown["traceback"]
     result = flower.get(f"/api/task/result/{failed.id}")
     assert result["state"] == "FAILURE"
-    assert "bills.rb:18:in `decline'" in result["traceback"]
+    assert "bills.rb:21:in `decline'" in result["traceback"]
 
 
 def test_growing_from_flower_adds_a_child(flower):
@@ -150,4 +150,4 @@ def test_what_a_person_reads_in_the_browser(flower, browser):
     page = browser.text_of(f"{flower.url}/task/{failed.id}")
     assert "billing.charge" in page and failed.id in page and "FAILURE" in page
     assert "Billing::CardDeclined: no money left" in page
-    assert "bills.rb:18:in `decline'" in page
+    assert "bills.rb:21:in `decline'" in page
