@@ -2,7 +2,7 @@
 
     sentry_sdk.init(dsn, integrations=[CeleryIntegration(), LinePoolIntegration()])
 
-Without it they are there, too, but all as `ForeignError`, with the frames of the worker.
+Without it they are there too, but all as `ForeignError`, with the frames of the worker.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def _exceptions(error: ForeignError, mechanism: Any) -> List[Dict[str, Any]]:
             errors[-1][2].append(line)
     found = []
     for type_, message, lines in reversed(errors):
-        value = {"type": type_ or "ForeignError", "value": message, "module": None}
+        value: Dict[str, Any] = {"type": type_ or "ForeignError", "value": message}
         frames = frames_of(lines)
         if frames:
             value["stacktrace"] = {"frames": frames}
-        found.append({**value, "mechanism": mechanism})
+        found.append({**value, "module": None, "mechanism": mechanism})
     return found
 
 

@@ -1,8 +1,8 @@
 """celery-exporter, as it is, beside a worker: what it counts of foreign tasks.
 
-That is danihodovic/celery-exporter, which PyPI has as prometheus-exporter-celery. It asks
-for one narrow range of Pythons, clients and web servers, though it runs with others, and
-its module is called "src": so it is installed by itself, beside what the tests have.
+That is danihodovic/celery-exporter, which PyPI has as prometheus-exporter-celery.
+It asks for narrow ranges of Pythons and libraries, though it runs with others, and its
+module is called "src": so it is installed by itself, beside what the tests have.
 """
 
 from __future__ import annotations
