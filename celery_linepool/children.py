@@ -309,8 +309,7 @@ class Children:
     def _name_task(self, member: Member) -> None:
         """What it says on stderr belongs to its task, if it has a single one."""
         if member.stream is not None:
-            calls = list(member.calls)
-            member.stream.task_id = calls[0] if len(calls) == 1 else None
+            member.stream.task_id = member.only_task
 
     def tell(self, member: Member, line: bytes) -> None:
         """Write a line that is no request."""

@@ -14,6 +14,7 @@ from .encoding import encode_op
 from .errors import LinePoolError
 from .job import Answer
 from .messages import Op, Reply, Status, Told
+from .voice import identity
 
 if TYPE_CHECKING:
     from .tasks import ForeignTask
@@ -106,6 +107,7 @@ class Conversation:
                 self._task.name,
                 told.id,
                 exc,
+                extra=identity(None, task_id=told.id, cause="progress"),
             )
 
     # --- publish ----------------------------------------------------------------------

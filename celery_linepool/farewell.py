@@ -78,6 +78,7 @@ class Farewell:
             "linepool: pool %r: child pid %s did not end when its stdin did; SIGTERM",
             self._settings.name,
             member.child.pid,
+            extra=member.voice.identity(cause="stdin"),
         )
         member.child.terminate()
         self._after(member, self._settings.stop_timeout / 2, self._by_force)
@@ -89,6 +90,7 @@ class Farewell:
             self._settings.name,
             member.child.pid,
             self._settings.stop_timeout,
+            extra=member.voice.identity(cause="stop_timeout"),
         )
         self.lose(member, None)
 
@@ -131,6 +133,7 @@ class Farewell:
             "given up",
             self._settings.name,
             member.child.pid,
+            extra=member.voice.identity(member.only_task, "undead"),
         )
         self._mourner.given_up(member)
 

@@ -161,15 +161,16 @@ class Hearing:
         elif isinstance(event, Told):
             self._told(member, event)
         elif isinstance(event, Noise):
-            calls = list(member.calls)
-            member.voice.noise(event.line, calls[0] if len(calls) == 1 else None)
+            member.voice.noise(event.line, member.only_task)
         elif isinstance(event, Hello):
             self._greeted(member, event)
 
     def _violated(self, member: Member, violation: Violation) -> None:
         text = self._nursery.says(member, f"broke the protocol: {violation}")
         if not member.calls:
-            logger.error("linepool: %s; it is killed. %s", text, _STDOUT_HINT)
+            extra = member.voice.identity(cause=Cause.VIOLATION.value)
+            hint = _STDOUT_HINT
+            logger.error("linepool: %s; it is killed. %s", text, hint, extra=extra)
         one = next(iter(member.calls)) if len(member.calls) == 1 else violation.id
         loss = Loss(Cause.VIOLATION, text, of=one)
         if one is None and member.calls:
@@ -185,6 +186,7 @@ class Hearing:
                 member.child.pid,
                 hello.inflight,
                 self._settings.inflight,
+                extra=member.voice.identity(cause="inflight"),
             )
         self._advertised(self._settings.name, hello.tasks)
         self._nursery.greeted(member)

@@ -122,6 +122,11 @@ class Member:
         if not self.claims and self.phase is Phase.BUSY:
             self.move(Phase.IDLE)
 
+    @property
+    def only_task(self) -> Optional[str]:
+        """The id of what it does, if that is one thing: whose its words are."""
+        return next(iter(self.calls)) if len(self.calls) == 1 else None
+
     def has(self, request_id: str) -> bool:
         """Whether it serves a request of this id, or soon will."""
         return any(claim.id == request_id for claim in self.claims)

@@ -30,12 +30,14 @@ from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain, Stream
 from .timers import Timer
-from .voice import Voice
+from .voice import Voice, identity
 
 logger = logging.getLogger(__name__)
 
 #: Why a child is retired, besides the limits, which are called as their settings are.
 RESET, SHRUNK, ASKED = "reset", "shrunk", "asked to be"
+#: In the log: why there is no child.
+NO_BOOT = "boot"
 #: Seconds that a child must live to count as booted: enough for an interpreter to
 #: find that its script is missing or wrong.
 START_GRACE = 0.5
@@ -211,7 +213,12 @@ class Nursery:
             self._started(error)
         elif self._retry is None:
             delay = self.backoff.failed()
-            logger.error("linepool: %s; trying again in %.1f s", loss, delay)
+            logger.error(
+                "linepool: %s; trying again in %.1f s",
+                loss,
+                delay,
+                extra=identity(self._settings.name, cause=NO_BOOT),
+            )
             self._retry = self._engine.call_later(delay, self._try_again)
 
     def _try_again(self) -> None:
@@ -261,6 +268,7 @@ class Nursery:
             member.child.pid,
             member.served,
             member.retiring,
+            extra=member.voice.identity(cause=member.retiring),
         )
         self.farewell.stop(member)
         self._fill()
@@ -331,12 +339,14 @@ class Nursery:
         self._resetting = False
         self.reset_error = error
         if error is None:
-            logger.info("linepool: pool %r was reset", self._settings.name)
+            extra = identity(self._settings.name)
+            logger.info("linepool: pool %r was reset", self._settings.name, extra=extra)
         else:
             logger.error(
                 "linepool: pool %r was not reset, its children stay: %s",
                 self._settings.name,
                 error,
+                extra=identity(self._settings.name, cause=NO_BOOT),
             )
         self.resize(self.size)
 
@@ -366,7 +376,8 @@ class Nursery:
         """Tell a child that cannot boot from one that had bad luck."""
         child = member.child
         cause = member.loss.cause.value if member.loss else member.retiring
-        self._figures.restarts[cause or Cause.DIED.value] += 1
+        cause = cause or Cause.DIED.value
+        self._figures.restarts[cause] += 1
         if member.retiring is not None and member.loss is None:
             return
         self.replaced += 1
@@ -384,6 +395,7 @@ class Nursery:
                 child.pid,
                 child.exit_text(),
                 member.served,
+                extra=member.voice.identity(member.only_task, cause),
             )
 
     # --- the birth of a child ---------------------------------------------------------
@@ -396,9 +408,9 @@ class Nursery:
         name, pid = self._settings.name, child.pid
         stream = None
         if child.stderr is not None:
-            stream = Stream(child.stderr, name, pid, self._log_level)
+            stream = Stream(child.stderr, name, slot, pid, self._log_level)
             self._drain.add(stream)
-        voice = Voice(name, pid, self._log_level)
+        voice = Voice(name, slot, pid, self._log_level)
         limits = self._limits.drawn()
         member = Member(child, stream, voice, limits, self.generation, slot)
         self.members.append(member)

@@ -32,6 +32,7 @@ from .runtime import LOCAL, Runtime
 from .scaling import Scaling
 from .settings import SettingError, metrics_address, read
 from .tasks import ForeignTask, blocks, has_callbacks, register
+from .voice import identity
 
 logger = get_logger(__name__)
 
@@ -500,7 +501,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             ValueError: there is no such pool.
         """
         for pool in self._named(name):
-            logger.warning("linepool: pool %r is paused", pool)
+            logger.warning("linepool: pool %r is paused", pool, extra=identity(pool))
             self.runtime.pause(pool, True)
 
     def resume(self, name: Optional[str] = None) -> None:
@@ -510,7 +511,7 @@ class LinePool(BasePool):  # type: ignore[misc]
             ValueError: there is no such pool.
         """
         for pool in self._named(name):
-            logger.warning("linepool: pool %r is resumed", pool)
+            logger.warning("linepool: pool %r is resumed", pool, extra=identity(pool))
             self.runtime.pause(pool, False)
 
     def _named(self, name: Optional[str]) -> List[str]:

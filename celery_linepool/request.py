@@ -16,6 +16,7 @@ from . import compat, poison
 from .errors import Abandoned, PoisonError
 from .job import Cancel, Job, State
 from .settings import PoolSettings
+from .voice import identity
 
 if TYPE_CHECKING:
     from .runtime import Runtime
@@ -84,7 +85,10 @@ class CeleryJob(Job):
             return
         reason = raised.reason if isinstance(raised, Abandoned) else raised
         if isinstance(raised, Abandoned) and not isinstance(reason, Terminated):
-            logger.error("linepool: %s[%s]: %s", self.name, self.id, reason)
+            extra = self._identity(reason)
+            logger.error(
+                "linepool: %s[%s]: %s", self.name, self.id, reason, extra=extra
+            )
         if not isinstance(reason, Exception):
             # Not every Celery can store a SystemExit, and it is the task's alone.
             reason = WorkerLostError(f"the task raised {reason!r}")
@@ -117,7 +121,13 @@ class CeleryJob(Job):
         if crashes < pool.max_crashes:
             return self._send_again(request, crashes)
         text = f"{reason}\nIt has crashed {crashes} children (linepool_max_crashes)"
-        logger.error("linepool: %s[%s] is not run again: %s", self.name, self.id, text)
+        logger.error(
+            "linepool: %s[%s] is not run again: %s",
+            self.name,
+            self.id,
+            text,
+            extra=self._identity(PoisonError()),
+        )
         if pool.on_poison == "reject":
             worker_state.task_ready(request)
             request.reject(requeue=False)
@@ -130,10 +140,18 @@ class CeleryJob(Job):
             poison.send_again(request, crashes)
         except Exception as exc:
             # Celery gives the message back as it is: uncounted, but not lost.
-            logger.error("linepool: task %s is not counted: %r", request.id, exc)
+            extra = self._identity(exc)
+            logger.error(
+                "linepool: task %s is not counted: %r", request.id, exc, extra=extra
+            )
             return False
         worker_state.task_ready(request)
         return True
+
+    def _identity(self, reason: BaseException) -> Dict[str, Any]:
+        pool = None if self._pool is None else self._pool.name
+        pid = getattr(self.request, "worker_pid", None)
+        return identity(pool, None, pid, self.id, type(reason).__name__)
 
     def report_soft_limit(self) -> None:
         if self.state is State.RUNNING:

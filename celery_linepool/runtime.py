@@ -48,6 +48,7 @@ from .settings import PoolSettings
 from .settler import BatchingAway, SettledBackend, ThreadedAway, is_redis
 from .stderr import Drain
 from .threads import Threads
+from .voice import identity
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ class Runtime:
 
     def reset(self, name: str) -> None:
         """Replace a pool's children, one by one."""
-        logger.info("linepool: pool %r is being reset", name)
+        logger.info("linepool: pool %r is being reset", name, extra=identity(name))
         self.engine.post(self.pools[name].reset)
 
     # --- what lanes tell: the engine, which wakes the main thread once a turn ---------

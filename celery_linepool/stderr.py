@@ -23,10 +23,10 @@ REMEMBERED = 20
 class Stream:
     """The stderr of one child. `task_id` is what the child does just now."""
 
-    def __init__(self, fd: int, pool: str, pid: int, level: int) -> None:
+    def __init__(self, fd: int, pool: str, slot: int, pid: int, level: int) -> None:
         self.task_id: Optional[str] = None
         self._fd = fd
-        self._voice = Voice(pool, pid, level)
+        self._voice = Voice(pool, slot, pid, level)
         self._partial = b""
         self._tail: Deque[str] = deque(maxlen=REMEMBERED)
         #: Bytes read so far.

@@ -1,7 +1,8 @@
 """``celery linepool stats|top|reset|scale|pause|resume|dump``: workers in a terminal.
 
 Each asks the workers by remote control, as ``celery inspect`` does. Exit codes: 0; 1 if
-a worker refused; 69 if none answered, which is Celery's own.
+a worker refused; 69 if none answered, which is Celery's own; 75 if a reset goes on
+after the time that it was waited for.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ import json
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence, TypeVar, cast
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeVar, cast
 
 import click
 from celery.platforms import EX_UNAVAILABLE
 
+#: States of a child that has booted.
+SERVING = ("idle", "busy")
+#: Seconds from look to look while a reset is waited for.
+BETWEEN_LOOKS = 0.5
 F = TypeVar("F", bound=Callable[..., Any])
 #: What each worker answered, by its name.
 Answers = Dict[str, Any]
@@ -36,6 +41,13 @@ class NoAnswer(click.ClickException):
 
     def __init__(self) -> None:
         super().__init__("no worker answered within --timeout")
+
+
+class StillResetting(click.ClickException):
+    exit_code = os.EX_TEMPFAIL
+
+    def __init__(self, worker: str, pool: str, seconds: float) -> None:
+        super().__init__(f"{worker}: pool {pool} is still reset after {seconds:g} s")
 
 
 def for_workers(function: F) -> F:
@@ -98,10 +110,68 @@ def tell(ctx: click.Context, answers: Answers, as_json: bool) -> None:
 
 @click.command()
 @click.argument("pool", required=False)
+@click.option(
+    "--wait",
+    default=0.0,
+    metavar="SECONDS",
+    help="Wait until new children serve, and all old ones are gone.",
+)
 @for_workers
-def reset(ctx: click.Context, pool: Optional[str], as_json: bool, **where: Any) -> None:
+def reset(
+    ctx: click.Context, pool: Optional[str], wait: float, as_json: bool, **where: Any
+) -> None:
     """Replace the children of POOL, or of all, one by one, losing no task."""
-    tell(ctx, ask(ctx, "linepool_reset", pool=pool, **where), as_json)
+    before = _generations(ask(ctx, "linepool_stats", **where), pool) if wait else {}
+    answers = ask(ctx, "linepool_reset", pool=pool, **where)
+    if before and not any("error" in answer for answer in answers.values()):
+        answers = _until_reset(ctx, before, wait, where)
+    tell(ctx, answers, as_json)
+
+
+def _until_reset(
+    ctx: click.Context,
+    before: Dict[Tuple[str, str], int],
+    seconds: float,
+    where: Dict[str, Any],
+) -> Answers:
+    """What came of a reset in each worker; `before` has the old generations."""
+    until = time.monotonic() + seconds
+    answers: Answers = {worker: {"ok": "reset"} for worker, _ in before}
+    while before:
+        time.sleep(BETWEEN_LOOKS)
+        stats = ask(ctx, "linepool_stats", **where)
+        for (worker, name), old in list(before.items()):
+            error = _reset_of(stats, worker, name, old)
+            if error is None and time.monotonic() > until:
+                raise StillResetting(worker, name, seconds)
+            if error:
+                answers[worker] = {"error": f"pool {name} was not reset: {error}"}
+            if error is not None:
+                del before[worker, name]
+    return answers
+
+
+def _generations(stats: Answers, pool: Optional[str]) -> Dict[Tuple[str, str], int]:
+    """By worker and pool."""
+    return {
+        (worker, name): found["generation"]
+        for worker, pools in stats.items()
+        for name, found in pools.items()
+        if "children" in found and pool in (None, name)
+    }
+
+
+def _reset_of(stats: Answers, worker: str, name: str, old: int) -> Optional[str]:
+    """Why a pool was not reset; nothing if it was, and None if it is not over."""
+    pool = stats.get(worker, {}).get(name)
+    if pool is None or pool["generation"] <= old:
+        return None
+    if pool["reset_error"]:
+        return str(pool["reset_error"])
+    children = pool["children"]
+    new = all(child["generation"] > old for child in children)
+    serving = [child for child in children if child["state"] in SERVING]
+    return "" if new and len(serving) >= pool["size"] else None
 
 
 @click.command()
@@ -151,12 +221,24 @@ def dump(ctx: click.Context, pid: int, as_json: bool, **where: Any) -> None:
 
 
 @click.command()
+@click.option("--ready", is_flag=True, help="End with 1 if a pool has no child.")
 @for_workers
-def stats(ctx: click.Context, as_json: bool, **where: Any) -> None:
+def stats(ctx: click.Context, ready: bool, as_json: bool, **where: Any) -> None:
     """Every pool and child, once."""
     answers = ask(ctx, "linepool_stats", **where)
     click.echo(json.dumps(answers, indent=2) if as_json else "\n".join(_page(answers)))
-    ctx.exit(int(any("error" in answer for answer in answers.values())))
+    bad = any("error" in answer for answer in answers.values())
+    ctx.exit(int(bad or (ready and not _are_ready(answers))))
+
+
+def _are_ready(answers: Answers) -> bool:
+    """Whether every pool that wants children has one that takes tasks."""
+    return all(
+        any(child["state"] in SERVING for child in pool["children"])
+        for pools in answers.values()
+        for pool in pools.values()
+        if pool.get("children") is not None and pool["size"]
+    )
 
 
 @click.command()

@@ -36,17 +36,36 @@ def printable(line: bytes) -> str:
     return text.translate(_CONTROLS)
 
 
+def identity(
+    pool: Optional[str],
+    slot: Optional[int] = None,
+    pid: Optional[int] = None,
+    task_id: Optional[str] = None,
+    cause: Optional[str] = None,
+) -> Dict[str, Any]:
+    """Whom a line in the log is about: attributes of its record, for formatters."""
+    return {
+        "linepool_pool": pool,
+        "linepool_slot": slot,
+        "linepool_pid": pid,
+        "linepool_task_id": task_id,
+        "linepool_cause": cause,
+    }
+
+
 class Voice:
     """The log of one child, for one thread."""
 
     def __init__(
         self,
         pool: str,
+        slot: int,
         pid: int,
         level: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool = pool
+        self._slot = slot
         self._pid = pid
         self._level = level
         self._logger = logging.getLogger(f"celery_linepool.child.{pool}")
@@ -55,6 +74,12 @@ class Voice:
         self._logged = 0
         self._dropped = 0
         self._hinted = False
+
+    def identity(
+        self, task_id: Optional[str] = None, cause: Optional[str] = None
+    ) -> Dict[str, Any]:
+        """For lines about this child that are not its own."""
+        return identity(self._pool, self._slot, self._pid, task_id, cause)
 
     def say(
         self, text: str, task_id: Optional[str], level: Optional[str] = None
@@ -102,15 +127,10 @@ class Voice:
     def _log(
         self, text: str, task_id: Optional[str], number: int, level: Optional[str]
     ) -> None:
-        identity: Dict[str, Any] = {
-            "linepool_pool": self._pool,
-            "linepool_pid": self._pid,
-            "linepool_task_id": task_id,
-            "linepool_level": level,
-        }
+        extra = {**self.identity(task_id), "linepool_level": level}
         where = f"[{self._pool} pid {self._pid}]"
         try:
-            self._logger.log(number, "%s %s", where, text, extra=identity)
+            self._logger.log(number, "%s %s", where, text, extra=extra)
         except Exception:
             # A filter of the user's. The children must be read all the same.
             self._dropped += 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import workers
 from celery import _state
 from hypothesis import settings
 from leaks import LeakGuard, leak_guard
-from localprocess import Servers, Watchdog
+from localprocess import LocalProcess, Servers, Watchdog
 from lone_pool import LonePool
+from webserver import Respond, WebServer
 
 from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
@@ -70,6 +73,40 @@ def start_worker(
     request.node.stash[FACTORY] = factory
     yield factory
     factory.close()
+
+
+@pytest.fixture
+def start_beside(
+    start_worker: workers.WorkerFactory, tmp_path: Path
+) -> Iterator[Callable[..., LocalProcess]]:
+    """Starts what people run beside a worker: Flower, an exporter, a browser."""
+    with ExitStack() as cleanup:
+
+        def start(
+            *argv: str, env: Mapping[str, str] | None = None, name: str = "beside"
+        ) -> LocalProcess:
+            log = tmp_path / f"{name}.log"
+            process = LocalProcess(
+                argv, log=log, env={**os.environ, **(env or {})}, cwd=tmp_path
+            )
+            cleanup.callback(process.destroy)
+            start_worker.logs.append((name, process.all_logs))
+            return process
+
+        yield start
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Respond], str]]:
+    """Starts web servers, each for a function; returns the URL."""
+    with ExitStack() as cleanup:
+
+        def start(respond: Respond) -> str:
+            server = WebServer(respond)
+            cleanup.callback(server.close)
+            return server.url
+
+        yield start
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ def stream() -> Iterator[tuple[Stream, int]]:
     """A stream, and the end that its child would write to."""
     read_fd, write_fd = os.pipe()
     os.set_blocking(read_fd, False)
-    yield Stream(read_fd, "pool", 4711, logging.INFO), write_fd
+    yield Stream(read_fd, "pool", 3, 4711, logging.INFO), write_fd
     for fd in (read_fd, write_fd):
         with suppress(OSError):  # the test may have closed it
             os.close(fd)
@@ -53,7 +53,7 @@ class Run:
         assert self.process.stderr is not None
         fd = os.dup(self.process.stderr.fileno())
         self.process.stderr.close()
-        self.stream = Stream(fd, "pool", self.process.pid, logging.INFO)
+        self.stream = Stream(fd, "pool", 3, self.process.pid, logging.INFO)
         self._drain = drain
         drain.add(self.stream)
 
@@ -197,6 +197,7 @@ def test_a_record_says_where_it_comes_from(
     for record, task_id in ((idle, None), (busy, "task-1")):
         fields = vars(record)
         assert fields["linepool_pool"] == "pool"
+        assert fields["linepool_slot"] == 3
         assert fields["linepool_pid"] == 4711
         assert fields["linepool_task_id"] == task_id
 

@@ -71,6 +71,57 @@ def test_reset_scale_pause_and_resume(worker, linepool):
     assert worker.result(waiting)
 
 
+def test_a_reset_that_is_waited_for(worker, linepool, tmp_path):
+    pid = worker.call("one.pid")
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    gate = worker.send("other.gate", str(begun), str(go))
+    eventually(begun.exists)
+    # The old child of the other pool is still in its task.
+    code, output = linepool("reset", "--wait", "3")
+    assert (code, "pool other is still reset after 3 s" in output) == (75, True)
+    assert worker.call("one.pid") != pid
+    go.touch()
+    worker.result(gate)
+    code, output = linepool("reset", "--wait", "90")
+    assert (code, f"{worker.nodename}: reset\n" in output) == (0, True)
+    stats = worker.control("linepool_stats")
+    for pool in (stats["one"], stats["other"]):
+        [child] = pool["children"]
+        assert (child["generation"], child["state"]) == (pool["generation"], "idle")
+
+
+def test_a_reset_that_fails_says_why(start_worker, run_celery, tmp_path):
+    script = tmp_path / "child.rb"
+    script.write_text(Path(LIVES[1]).read_text())
+    worker = start_worker(command=["ruby", str(script)], args=("-c", "1"))
+    script.write_text("raise 'the new code is broken'")
+    command = ("linepool", "reset", "--wait", "90", "-d", worker.nodename, "-t", "30")
+    path = os.pathsep.join([str(worker.project.folder), *sys.path])
+    code, output = run_celery("-A", "proj", *command, env={"PYTHONPATH": path})
+    assert code == 1
+    assert "error: pool default was not reset: " in output
+    assert "the new code is broken" in output
+    assert worker.call("lives.pid")
+
+
+def test_ready_is_who_has_a_child_in_every_pool(start_worker, run_celery, tmp_path):
+    script = tmp_path / "child.rb"
+    script.write_text("raise 'not yet'")
+    conf = {"linepool_wait_for_boot": True}
+    worker = start_worker(command=["ruby", str(script)], args=("-c", "1"), conf=conf)
+    path = os.pathsep.join([str(worker.project.folder), *sys.path])
+
+    def code():
+        where = ("-d", worker.nodename, "-t", "30")
+        command = ("-A", "proj", "linepool", "stats", "--ready", *where)
+        return run_celery(*command, env={"PYTHONPATH": path})[0]
+
+    worker.wait_for_log("trying again")
+    eventually(lambda: code() == 1)
+    script.write_text(Path(LIVES[1]).read_text())
+    eventually(lambda: code() == 0)
+
+
 def test_who_is_refused_ends_with_1(linepool):
     for args in (("reset", "third"), ("scale", "third", "1"), ("pause", "third")):
         code, output = linepool(*args)

@@ -24,7 +24,7 @@ def clock() -> Clock:
 @pytest.fixture
 def voice(caplog: pytest.LogCaptureFixture, clock: Clock) -> Voice:
     caplog.set_level("DEBUG")
-    return Voice("rails", 7, logging.WARNING, clock)
+    return Voice("rails", 2, 7, logging.WARNING, clock)
 
 
 @pytest.mark.parametrize(("name", "level"), LEVELS.items())
@@ -37,7 +37,8 @@ def test_levels_of_other_languages(
     assert record.getMessage() == "[rails pid 7] text"
     assert vars(record)["linepool_task_id"] == "an-id"
     assert vars(record)["linepool_level"] == name.upper()
-    assert (vars(record)["linepool_pool"], vars(record)["linepool_pid"]) == ("rails", 7)
+    where = [vars(record)[f"linepool_{name}"] for name in ("pool", "slot", "pid")]
+    assert where == ["rails", 2, 7]
 
 
 def test_a_level_that_nobody_knows_is_info(
