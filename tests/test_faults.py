@@ -1,6 +1,6 @@
 """Every fault of a child, at every moment of its life, in every protocol.
 
-`FAULTS` says of what kind a fault is, and `OUTCOMES` what that kind does to its task, to
+`FAULTS` says of what kind a fault is, and `OUTCOMES` what a kind does to the task, to
 the task beside it, and to the child. The cells are the product of the three, each in a
 pool of its own with real children. Whatever happens, the next task is served.
 """
