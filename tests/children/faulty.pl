@@ -125,7 +125,7 @@ sub take {
     }
     return if $line =~ /"op":/;
     ($id) = $line =~ /^\{"id":"([^"]*)"/;
-    my ($task) = $line =~ /"task":"([^"]*)"/;
+    my ($task) = $line =~ /"task":"(?:[^".]*\.)?([^"]*)"/;
     my ($args) = $line =~ /"args":\[([^\]]*)\]/;
     serve($task, $args =~ /"([^"]*)"/g);
 }
