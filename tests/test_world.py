@@ -111,8 +111,8 @@ def proxied(servers, kind) -> Iterator[tuple[str, str, Proxy]]:
         lease.release()
 
 
-#: Bytes until a cut. Down are messages of some hundred bytes; up is, of a worker without
-#: events, little but their acknowledgements of 21 bytes each.
+#: Bytes until a cut. Down are messages of some hundred bytes; up is, of a worker that
+#: sends no events, little but their acknowledgements of 21 bytes each.
 CUTS = {"down": (3, 500), "up": (3, 30)}
 
 
