@@ -19,12 +19,18 @@ PAGE = (TESTS.parent / "docs" / "guarantees.md").read_text()
 LATE = {"acks_late": True, "reject_on_worker_lost": True}
 #: How often the worker is killed under load.
 KILLS = int(os.environ.get("LINEPOOL_KILLS", 3))
-#: Seconds after which Redis delivers again.
-VISIBLE = {"visibility_timeout": 2}
+#: Seconds after which Redis delivers again. A worker looks for that when it starts, and
+#: some Celerys a minute or two later again.
+VISIBLE = {"visibility_timeout": 1}
 
 
 def lines(path):
     return path.read_text().splitlines() if path.exists() else []
+
+
+def wait_for_redis():
+    taken = time.monotonic()
+    eventually(lambda: time.monotonic() > taken + VISIBLE["visibility_timeout"])
 
 
 def test_every_sentence_names_tests_that_exist():
@@ -66,27 +72,12 @@ def test_a_late_task_of_a_killed_worker_runs_again(
     result = worker.module.app.send_task("lives.gate", (str(begun), str(go)))
     eventually(lambda: len(lines(begun)) == 1)
     worker.kill()
+    wait_for_redis()
     worker.start()
 
     eventually(lambda: len(lines(begun)) == 2)
     go.touch()
     assert str(worker.result(result)) == lines(begun)[1]
-
-
-def test_redis_delivers_twice_what_takes_longer_than_its_timeout(
-    start_worker, tmp_path
-):
-    begun, go = tmp_path / "begun", tmp_path / "go"
-    worker = start_worker(
-        command=CHILD,
-        args=("-c", "2"),
-        conf={"task_acks_late": True, "broker_transport_options": VISIBLE},
-    )
-    result = worker.send("lives.gate", str(begun), str(go))
-    first, second = eventually(lambda: len(lines(begun)) == 2 and lines(begun))
-    assert first != second
-    go.touch()
-    assert str(worker.result(result)) in (first, second)
 
 
 def test_the_filesystem_broker_forgets_what_it_has_delivered(start_worker, tmp_path):
