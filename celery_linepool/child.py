@@ -72,6 +72,8 @@ class Child:
         self.state = State.ALIVE
         self.born = time.monotonic()
         self.eof = False
+        #: Whether it closed its stdin: what is written from then on it cannot read.
+        self.deaf = False
         self.leftover: Optional[bytes] = None
         self._pool = settings.name
         self._killed = False
@@ -195,8 +197,8 @@ class Child:
     def flush(self) -> bool:
         """Write what the pipe takes; True when all is written.
 
-        A child that closed its stdin is not an error here: what it missed is thrown
-        away, and the end of its stdout or its exit tells the rest.
+        A child that closed its stdin is not an error here: `deaf` is set, and its owner
+        decides.
         """
         while self._unsent:
             try:
@@ -204,6 +206,7 @@ class Child:
             except BlockingIOError:
                 return False
             except BrokenPipeError:
+                self.deaf = True
                 break
             if written == len(self._unsent[0]):
                 self._unsent.popleft()
@@ -212,7 +215,7 @@ class Child:
         return True
 
     def untouched(self, request_id: str) -> bool:
-        """Whether not one byte of the request was read. Ask after its exit.
+        """Whether not one byte of it was read. Ask when it is `deaf`, or has exited.
 
         Then the request may go to another child: it cannot have been begun. What was
         written and not read is still in the pipe, whose other end is gone.

@@ -28,6 +28,7 @@ from .child import Child
 from .deadlines import SIGNAL_GRACE, Deadlines
 from .engine import WRITE, Engine
 from .errors import BootError
+from .farewell import EXIT_GRACE
 from .figures import Figures
 from .guardian import Guardian
 from .hearing import Hearing
@@ -305,6 +306,19 @@ class Children:
         member.calls[call.id] = call
         self._name_task(member)
         self._flow(member, member.child.send(call.id, call.line))
+        if member.child.deaf:
+            self._leave_deaf(member)
+
+    def _leave_deaf(self, member: Member) -> None:
+        """It closed its stdin: it may finish what it has read, and gets no more.
+
+        What it cannot read goes to another when it is gone.
+        """
+        if member.phase is Phase.BUSY:
+            member.condemned += 1
+            self.offer(member)
+            if all(map(member.child.untouched, member.calls)):
+                self._nursery.lose(member, None, EXIT_GRACE)
 
     def _name_task(self, member: Member) -> None:
         """What it says on stderr belongs to its task, if it has a single one."""
@@ -324,6 +338,8 @@ class Children:
     def _writable(self, member: Member) -> None:
         if member.phase is not Phase.BUSY or member.child.flush():
             self._engine.unwatch(member.child.stdin)
+            if member.child.deaf:
+                self._leave_deaf(member)
 
     def settled(self, job: Job) -> None:
         """A job ended: its slot is free."""
@@ -348,6 +364,8 @@ class Children:
     def release(self, member: Member, claim: Claim) -> None:
         member.drop(claim)
         self._name_task(member)
+        if member.child.deaf:
+            self._leave_deaf(member)
         self._nursery.released(member)
         self.offer(member)
 

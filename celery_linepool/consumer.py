@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Dict, Optional, Type
 
 from celery import bootsteps
 from celery.app import trace
+from celery.exceptions import InvalidTaskError
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.strategy import default as default_strategy
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+#: What Celery's reading of a message raises that is not as a producer writes one: a
+#: body that is no list, limits that are no numbers, and so on.
+MISREAD = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
 #: Task names without Python code that one worker remembers. Each costs some kilobytes
 #: for good; more than this are not names but data.
 MAX_NAMES = 10_000
@@ -50,18 +54,28 @@ class LinePoolStep(bootsteps.StartStopStep):  # type: ignore[misc]
 class Strategies(Dict[str, Any]):
     """Celery's table of what to do with a message, by its task's name.
 
-    A name that is not in it is looked up in the pools' globs, once.
+    A name that is not in it is looked up in the pools' globs, once. A message that
+    Celery cannot read is refused: by itself Celery would end the worker, and the next
+    one, which gets the message again.
     """
 
     def __init__(self, consumer: Any, router: "Router") -> None:
-        super().__init__(consumer.strategies)
+        super().__init__()
+        for name, strategy in consumer.strategies.items():
+            self[name] = strategy
         self._consumer = consumer
         self._router = router
         self._added = 0
 
-    def __missing__(self, name: Any) -> Any:
-        if not isinstance(name, str):
-            raise KeyError(name)
+    def __setitem__(self, name: str, strategy: Any) -> None:
+        super().__setitem__(name, _refusing(strategy))
+
+    def __getitem__(self, name: Any) -> Any:
+        if not isinstance(name, str):  # a list has no hash
+            raise KeyError(repr(name))
+        return super().__getitem__(name)
+
+    def __missing__(self, name: str) -> Any:
         if self._added >= MAX_NAMES:
             logger.error("linepool: %r is one task name too many; it is refused", name)
             raise KeyError(name)
@@ -76,11 +90,11 @@ class Strategies(Dict[str, Any]):
         c, app = self._consumer, self._consumer.app
         task = register(app, name, base)
         self._added += 1
-        strategy = self[name] = task.start_strategy(app, c)
+        self[name] = task.start_strategy(app, c)
         # Through the module: Sentry and others replace it there.
         task.__trace__ = trace.build_tracer(name, task, app.loader, c.hostname, app=app)
         c.task_buckets[name] = c.bucket_for_task(task)
-        return strategy
+        return self[name]
 
     def _by_queue(self, name: str) -> Any:
         """Decide when the message is at hand, by the queue that it came from."""
@@ -91,6 +105,21 @@ class Strategies(Dict[str, Any]):
             return self._add(name, QueuedTask)(message, body, *args)
 
         return strategy
+
+
+def _refusing(strategy: Any) -> Any:
+    """A strategy that tells Celery of a message which cannot be read."""
+
+    def refusing(message: Any, body: Any, *args: Any) -> Any:
+        fields = message.headers if body is None else body
+        if not isinstance(fields.get("id"), str):
+            raise InvalidTaskError(f"its id is no text: {fields.get('id')!r:.100}")
+        try:
+            return strategy(message, body, *args)
+        except MISREAD as exc:
+            raise InvalidTaskError(f"it cannot be read: {exc!r:.500}") from exc
+
+    return refusing
 
 
 class QueuedTask(ForeignTask):

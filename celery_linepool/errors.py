@@ -85,9 +85,29 @@ class ForeignError(LinePoolError):
             if line.strip()
         ]
 
+    def __str__(self) -> str:
+        # Of a traceback in a log that is read in a terminal, which must not obey it.
+        return escaped(str(self.args[0]), keep="\t\n")
+
     def __repr__(self) -> str:
         return f"ForeignError({self.headline!r})"
 
+
+def escaped(text: str, keep: str = "\t") -> str:
+    """Text with its control characters spelled out, but for those to keep.
+
+    So are the marks that turn the direction of writing, and Unicode's ends of lines: a
+    line must not look like another one.
+    """
+    return _STEERS.sub(lambda m: m[0] if m[0] in keep else _spelled(m[0]), text)
+
+
+def _spelled(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+_STEERS = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 _BACKTRACE = "\nForeign backtrace:"
 #: A class as Ruby, PHP, Java, Go, Python or JavaScript spell one.

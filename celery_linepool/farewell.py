@@ -119,7 +119,9 @@ class Farewell:
 
     def _kill_silent(self, member: Member) -> None:
         if member.loss is None:
-            text = self.says(member, "closed its stdout but lived; it was killed")
+            text = self.says(
+                member, "closed its stdin or stdout but lived; it was killed"
+            )
             member.loss = Loss(Cause.DIED, text)
         self._kill(member)
 

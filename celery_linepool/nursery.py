@@ -287,7 +287,9 @@ class Nursery:
     def look(self, memory: Mapping[int, int]) -> None:
         """Find members whose time is up, or that use too much memory."""
         limit = self._settings.memory_limit
-        for member in self._staying():
+        ending = (Phase.STOPPING, Phase.LOST, Phase.GONE)
+        # Also those that are only waited for: their last task may swell, too.
+        for member in [m for m in self.members if m.phase not in ending]:
             member.memory = memory.get(member.child.pid, member.memory)
             if limit is not None and member.memory > limit:
                 text = f"used {member.memory} KiB, over linepool_memory_limit = {limit}"

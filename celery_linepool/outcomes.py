@@ -18,7 +18,7 @@ from billiard.exceptions import (
 )
 from celery.exceptions import Ignore, Reject, Retry
 
-from .errors import Abandoned, ForeignError, RemoteProtocolError
+from .errors import Abandoned, ForeignError, RemoteProtocolError, escaped
 from .job import Answer, Cause, Loss
 from .messages import Reply, Status
 
@@ -56,7 +56,7 @@ def _error(task: "ForeignTask", fields: Fields) -> Any:
 def _throttled(task: "ForeignTask", fields: Fields) -> Any:
     after = fields.get("retry_after_secs")
     seconds = THROTTLED_SECS if after is None else after
-    raise task.run_again(seconds, _text(fields.get("message")) or "throttled")
+    raise task.run_again(seconds, _for_the_log(fields) or "throttled")
 
 
 def _retry(task: "ForeignTask", fields: Fields) -> Any:
@@ -64,12 +64,12 @@ def _retry(task: "ForeignTask", fields: Fields) -> Any:
 
 
 def _rejected(task: "ForeignTask", fields: Fields) -> Any:
-    reason = _text(fields.get("message")) or "rejected by the child"
+    reason = _for_the_log(fields) or "rejected by the child"
     raise Reject(reason, requeue=fields.get("requeue") is True)
 
 
 def _ignored(task: "ForeignTask", fields: Fields) -> Any:
-    raise Ignore(_text(fields.get("message")) or "ignored by the child")
+    raise Ignore(_for_the_log(fields) or "ignored by the child")
 
 
 def _cancelled(task: "ForeignTask", fields: Fields) -> Any:
@@ -95,6 +95,11 @@ def foreign_error(fields: Fields) -> Optional[ForeignError]:
     if message is None and type_ is None:
         return None
     return ForeignError(message or "no message", type_, _lines(fields.get("backtrace")))
+
+
+def _for_the_log(fields: Fields) -> str:
+    """Its message, where Celery logs it as it is."""
+    return escaped(_text(fields.get("message")) or "")
 
 
 def _text(value: Any) -> Optional[str]:

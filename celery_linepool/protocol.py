@@ -246,7 +246,8 @@ class Connection:
     def _no_object(self, line: bytes, reason: str) -> Event:
         for id_ in self.requests:
             # A reply that failed: were it noise, its task would wait for ever.
-            if line[:1] == b"{" and id_.encode("utf-8", "surrogatepass") in line:
+            text = f'"{id_}"'.encode("utf-8", "surrogatepass")
+            if line[:1] == b"{" and text in line:
                 return self._violate(reason, line, id_)
         return Noise(line) if self._may_chatter() else self._violate(reason, line)
 

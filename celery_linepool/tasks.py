@@ -166,8 +166,10 @@ def register(
     app: "Celery", name: str, base: Type[ForeignTask] = ForeignTask
 ) -> ForeignTask:
     """Make a task of this name known to the app: no Python code of the user needed."""
+    # Python takes no NUL and no half a character there, and nobody looks it up by it.
+    shown = name.rpartition(".")[2].encode("ascii", "backslashreplace").decode()
     cls = type(
-        str(name.rpartition(".")[2] or name),
+        shown.replace("\0", "") or "unnamed",
         (base,),
         {"name": name, "__module__": __name__, "abstract": False},
     )

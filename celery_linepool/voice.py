@@ -6,15 +6,13 @@ import logging
 import time
 from typing import Any, Callable, Dict, Optional
 
+from .errors import escaped
+
 #: Longest text in bytes; a longer one is cut there.
 LONGEST = 8 * 1024
 #: Lines a second and child that reach the log; the rest is counted. A child in a loop
 #: writes some 100 000 a second, which would leave no time for anything else.
 RATE = 500
-
-# A terminal must not obey what a child writes: controls but the tab are spelled out.
-_CONTROLS = {code: f"\\x{code:02x}" for code in [*range(32), *range(127, 160)]}
-del _CONTROLS[ord("\t")]
 
 #: Levels as children of any language name them.
 LEVELS = {
@@ -33,7 +31,7 @@ LEVELS = {
 def printable(line: bytes) -> str:
     """A line as text that is safe to show: control characters are escaped."""
     text = line[:LONGEST].decode("utf-8", "backslashreplace").rstrip("\r\n")
-    return text.translate(_CONTROLS)
+    return escaped(text)
 
 
 def identity(

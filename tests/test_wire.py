@@ -595,7 +595,7 @@ def test_a_child_that_does_not_finish_its_task(start_worker, marks):
 
     text = failure(worker, results["closes_stdout.pl"], WorkerLostError)
     pid = pid_in(text)
-    assert "of pool 'closes_stdout.pl' closed its stdout but lived" in text
+    assert "of pool 'closes_stdout.pl' closed its stdin or stdout but lived" in text
     assert not psutil.pid_exists(pid)
     assert worker.call("closes_stdout.pl", marks("closes_stdout.pl")) != pid
 
