@@ -120,8 +120,8 @@ class Deadlines:
             return
         self._seats.readable(member)  # the reply may have come just now
         call = _call_of(job)
-        if call is None or member.phase is Phase.LOST:
-            return
+        if call is None or member.phase in (Phase.LOST, Phase.GONE):
+            return  # something else has ended it
         loss = Loss(Cause.LIMIT, self._says(member, what), seconds, of=call.id)
         self._doom(job, loss)
         # As prefork: at once, unless others in the child would have to go with it.
