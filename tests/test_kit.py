@@ -21,6 +21,7 @@ from workers import eventually
 from celery_linepool.cli import linepool
 from celery_linepool.kit.init import SDK, STARTS
 from celery_linepool.kit.languages import language_of
+from celery_linepool.kit.processes import kill
 from celery_linepool.kit.scenarios import ALL
 from celery_linepool.kit.values import difference
 
@@ -401,3 +402,12 @@ def test_the_language_of_a_command(command: str, language: str) -> None:
 def test_the_difference_of_two_values(one: Any, other: Any, words: Any) -> None:
     found = difference(one, other)
     assert found is None if words is None else str(found).startswith(words)
+
+
+def test_a_process_that_has_just_ended_is_not_killed() -> None:
+    """One of a family may end between the look at the family and the signal."""
+    process = subprocess.Popen(["sleep", "100"])
+    seen = psutil.Process(process.pid)
+    kill(seen)
+    assert process.wait() == -signal.SIGKILL
+    kill(seen)

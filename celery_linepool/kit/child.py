@@ -263,10 +263,7 @@ class Child:
         except (ProcessLookupError, PermissionError):
             pass  # nobody is left in its group, or it runs as another user
         for process in family:
-            try:
-                process.kill()
-            except psutil.Error:
-                pass  # it was in the group
+            processes.kill(process)
         self._watcher.join()
         self._process.wait()
         self._selector.close()

@@ -91,7 +91,7 @@ class Play:
         wait = 0 if self.company.left else END
         for process in psutil.wait_procs(survivors, wait)[1]:
             self.company.left.append(f"process {process.pid}")
-            _kill(process)
+            processes.kill(process)
 
     def end_or_untried(self, talk: Talk) -> None:
         """For what can be seen only at its end; that it ends is another scenario."""
@@ -117,10 +117,3 @@ class Play:
     def forget_now(self) -> None:
         """What was odd so far in this scenario is another one's business."""
         self.company.forget(self.company.now)
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        pass  # it has just ended after all

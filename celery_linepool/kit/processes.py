@@ -25,6 +25,14 @@ def survivors(pid: int, family: Sequence[psutil.Process]) -> List[psutil.Process
     return [p for p in [*family, *more] if p and p.pid != pid and _runs(p)]
 
 
+def kill(process: psutil.Process) -> None:
+    """SIGKILL, unless it has ended or belongs to somebody else."""
+    try:
+        process.kill()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        pass
+
+
 def memory(pid: int) -> int:
     """Bytes of memory of it and of what it has started."""
     total = 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from typing import Any, Tuple
 
 import psutil
 
+from .. import processes
 from ..child import Late
 from ..company import CHECK, ECHO
 from ..languages import CANNOT_CLOSE_ON_EXEC, FORKS_FOR_A_TASK
@@ -178,9 +180,11 @@ def subprocess_and_channel(play: Play) -> None:
         raise Untried(f"{play.language} cannot keep a file from its subprocesses")
     talk = play.take_shared()
     spawned = _spawned(play, talk)
-    for process in [psutil.Process(talk.child.pid), *talk.child.family()]:
+    family = talk.child.family()
+    os.kill(talk.child.pid, signal.SIGKILL)
+    for process in family:
         if process.pid != spawned:
-            process.kill()
+            processes.kill(process)
     deadline = time.monotonic() + play.timeout
     talk.child.wait_end(deadline)
     try:
