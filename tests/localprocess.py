@@ -382,6 +382,8 @@ class RedisServer(Server, RedisContainer):
             *("--databases", str(self.DATABASES), "--dir", str(folder)),
             # A new title would overwrite the environment that we know it by.
             *("--set-proc-title", "no"),
+            # By default who waits for a result over 32 MB may be cut off.
+            *("--client-output-buffer-limit", "pubsub 0 0 0"),
             # A private one is there to be restarted: it must not forget then.
             *(() if shared else ("--appendonly", "yes", "--appendfsync", "always")),
         )
