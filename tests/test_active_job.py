@@ -18,6 +18,8 @@ from workers import eventually
 
 from celery_linepool.errors import ForeignError
 
+pytestmark = pytest.mark.newest_celery
+
 pytest_plugins = ["rails_app"]
 
 UTC = timezone.utc

@@ -17,6 +17,8 @@ from benchmarks.__main__ import page, table  # noqa: E402
 from benchmarks.measure import Case, Found, measure  # noqa: E402
 from benchmarks.rows import ROWS, Row  # noqa: E402
 
+pytestmark = pytest.mark.newest_celery
+
 
 @pytest.fixture
 def urls(servers: Any) -> Iterator[dict[str, str]]:

@@ -18,6 +18,8 @@ from localprocess import free_ports
 from prometheus_client.parser import text_string_to_metric_families
 from workers import eventually
 
+pytestmark = pytest.mark.newest_celery
+
 BILLS = ["ruby", str(Path(__file__).parent / "children" / "bills.rb")]
 EXPORTER = "prometheus-exporter-celery==0.11.2"
 

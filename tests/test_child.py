@@ -28,6 +28,8 @@ from celery_linepool.messages import Noise, Reply, Violation
 from celery_linepool.protocol import Handshake, Stray
 from celery_linepool.settings import PoolSettings
 
+pytestmark = pytest.mark.outer_celerys
+
 CHILDREN = Path(__file__).with_name("children")
 INTERPRETERS = {
     ".rb": ["ruby"],

@@ -14,6 +14,8 @@ from workers import eventually
 
 from celery_linepool.kit.init import STARTS
 
+pytestmark = pytest.mark.newest_celery
+
 PAGE = (Path(__file__).parent.parent / "docs" / "children.md").read_text()
 CELERY = (sys.executable, "-m", "celery")
 #: The worker of each language, by the name of its file.

@@ -25,6 +25,8 @@ from workers import eventually
 
 from celery_linepool.settings import PoolSettings
 
+pytestmark = pytest.mark.newest_celery
+
 pytest_plugins = ["rails_app"]
 
 HOME = Path(__file__).parent.parent

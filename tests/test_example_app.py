@@ -21,6 +21,8 @@ from celery_linepool.errors import ForeignError
 from example_app.app import COMMANDS, ROOT
 from example_app.invoices import charge, rows
 
+pytestmark = pytest.mark.newest_celery
+
 LANGUAGES = sorted(COMMANDS)
 #: The one row that cannot be charged: it is to be paid in no instalments.
 BAD = next(row for row in rows() if row["instalments"] == 0)

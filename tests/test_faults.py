@@ -21,6 +21,8 @@ from celery_linepool.job import Loss
 from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
 
+pytestmark = pytest.mark.outer_celerys
+
 #: Cells at a time. Most of them wait for a limit, or for a child to be believed in.
 AT_ONCE = 16
 #: Seconds for a task whose child hangs.

@@ -16,6 +16,8 @@ from browser import Browser
 from localprocess import free_ports
 from workers import eventually
 
+pytestmark = pytest.mark.newest_celery
+
 BILLS = ["ruby", str(Path(__file__).parent / "children" / "bills.rb")]
 
 

@@ -6,11 +6,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from celery_linepool.metrics import Collector
 from celery_linepool.recycle import Limits
+
+pytestmark = pytest.mark.newest_celery
 
 HOME = Path(__file__).parent.parent
 DASHBOARD = json.loads((HOME / "docs" / "grafana.json").read_text())

@@ -19,6 +19,8 @@ from celery_linepool.job import Loss
 from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
 
+pytestmark = pytest.mark.outer_celerys
+
 EVENTS = ("reply", "limit", "revoke", "stop")
 ORDERS = [
     order

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 from lone_pool import LonePool, eventually, script
 
 from celery_linepool.job import Cause
 from celery_linepool.protocol import Stray
 from celery_linepool.recycle import Limits
+
+pytestmark = pytest.mark.outer_celerys
 
 Open = Callable[..., LonePool]
 

@@ -16,6 +16,8 @@ from celery import Celery
 from leaks import TEST_ID, LeakGuard
 from workers import eventually
 
+pytestmark = pytest.mark.newest_celery
+
 TESTS = Path(__file__).parent
 
 TASKS = """

@@ -25,6 +25,8 @@ from celery_linepool.kit.processes import kill
 from celery_linepool.kit.scenarios import ALL
 from celery_linepool.kit.values import difference
 
+pytestmark = pytest.mark.outer_celerys
+
 CHILDREN = Path(__file__).parent / "children" / "kit"
 HOME = Path(__file__).parent.parent
 CHECK = "linepool.check."

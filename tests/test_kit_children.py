@@ -14,6 +14,8 @@ from celery_linepool.kit.runner import Outcome, Result, play_all
 from celery_linepool.kit.scenario import Scenario
 from celery_linepool.kit.scenarios import ALL
 
+pytestmark = pytest.mark.newest_celery
+
 CHILDREN = Path(__file__).parent / "children" / "kit"
 #: It takes as long as all others together, and is the business of two children only.
 LONG = "memory"

@@ -16,6 +16,8 @@ import pytest
 
 from celery_linepool.kit.init import STARTS
 
+pytestmark = pytest.mark.outer_celerys
+
 CELERY = (sys.executable, "-m", "celery")
 
 #: What cannot be done in a language, and why the kit does not try it. All else passes.

@@ -13,6 +13,8 @@ from celery_linepool.kit.remedies import remedy, table
 from celery_linepool.kit.scenario import Level, Scenario
 from celery_linepool.kit.scenarios import ALL, GATES
 
+pytestmark = pytest.mark.outer_celerys
+
 PROTOCOL = Path(__file__).parent.parent / "docs" / "protocol.md"
 
 

@@ -16,6 +16,8 @@ from lone_pool import PATIENCE, LonePool, eventually, script
 from celery_linepool.job import Cause
 from celery_linepool.recycle import Limits
 
+pytestmark = pytest.mark.outer_celerys
+
 MakePool = Callable[..., LonePool]
 
 

@@ -27,6 +27,8 @@ from webserver import Respond
 from werkzeug import Request, Response
 from workers import eventually
 
+pytestmark = pytest.mark.newest_celery
+
 TRACED = Path(__file__).parent / "children" / "traced"
 
 #: In an application of one's own. `set_up` is for producers as well.

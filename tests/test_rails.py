@@ -15,6 +15,8 @@ from workers import eventually
 
 from celery_linepool.errors import ForeignError
 
+pytestmark = pytest.mark.newest_celery
+
 pytest_plugins = ["rails_app", "rates"]
 
 INVOICE = {"number": "2026-1", "email": "ann@example.org", "amount_cents": 1999}

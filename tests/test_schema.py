@@ -16,6 +16,8 @@ from transcripts import SCHEMA, TRANSCRIPTS, Transcript, encode, fill, validator
 from celery_linepool.encoding import encode_op, encode_request
 from celery_linepool.messages import Op, Status, hello_of, reply_of, told_of
 
+pytestmark = pytest.mark.newest_celery
+
 
 def is_valid(definition: str, line: Any) -> bool:
     return bool(validator(definition).is_valid(line))

@@ -12,6 +12,8 @@ from typing import Any, Callable, Iterator, List
 import pytest
 from sdk_driver import SDK, Child
 
+pytestmark = pytest.mark.newest_celery
+
 WORKER = r"""
 package main
 

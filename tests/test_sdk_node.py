@@ -14,6 +14,8 @@ import pytest
 from sdk_driver import SDK, Child
 from workers import eventually
 
+pytestmark = pytest.mark.newest_celery
+
 WORKER = """
 import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';

@@ -13,6 +13,8 @@ import pytest
 from sdk_driver import SDK, Child, Line
 from workers import eventually
 
+pytestmark = pytest.mark.newest_celery
+
 WORKER = r"""
 <?php
 require __DIR__ . '/linepool.php';

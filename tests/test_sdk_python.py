@@ -14,6 +14,8 @@ import pytest
 from sdk_driver import SDK, Child
 from workers import eventually
 
+pytestmark = pytest.mark.outer_celerys
+
 WORKER = """
 import linepool
 import multiprocessing, os, signal, subprocess, sys, threading, time

@@ -13,6 +13,8 @@ import psutil
 import pytest
 from sdk_driver import SDK, Child, Line
 
+pytestmark = pytest.mark.newest_celery
+
 WORKER = r"""
 require_relative "linepool"
 require "timeout"

@@ -16,6 +16,8 @@ from typing import Any, Callable, Iterator, List
 import pytest
 from sdk_driver import SDK, Child
 
+pytestmark = pytest.mark.newest_celery
+
 WORKER = r"""
 set -eu
 . "$(dirname "$0")/linepool.sh"

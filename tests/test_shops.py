@@ -13,6 +13,8 @@ from workers import eventually
 
 from celery_linepool.errors import ForeignError
 
+pytestmark = pytest.mark.newest_celery
+
 pytest_plugins = ["shops", "rates"]
 
 #: What each calls the error of an invoice that is none.

@@ -19,6 +19,8 @@ from localprocess import eventually
 from celery_linepool.stderr import REMEMBERED, Drain, Stream
 from celery_linepool.voice import LONGEST, RATE, printable
 
+pytestmark = pytest.mark.outer_celerys
+
 CHILDREN = Path(__file__).with_name("children")
 PATIENCE = 30.0
 LOGGER = "celery_linepool.child.pool"

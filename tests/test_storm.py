@@ -20,6 +20,8 @@ from celery import states
 from events import Events
 from workers import eventually
 
+pytestmark = pytest.mark.outer_celerys
+
 SECONDS = float(os.environ.get("LINEPOOL_STORM", 60))
 CHILDREN = Path(__file__).parent / "children"
 ONE = ["ruby", str(CHILDREN / "lives.rb")]

@@ -15,6 +15,8 @@ from transcripts import TRANSCRIPTS, Names, Player, Transcript, encode, fill, is
 from celery_linepool.messages import Event, Hello, Noise, Reply, Told
 from celery_linepool.protocol import Connection, Handshake, State
 
+pytestmark = pytest.mark.newest_celery
+
 # --- the helper libraries -------------------------------------------------------------
 
 CHECK = SDK / "check"
