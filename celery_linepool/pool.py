@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from celery import signals
@@ -22,6 +23,7 @@ from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
 
 from . import compat, control, cores, metrics  # noqa: F401
+from .body import accepts_json, trace
 from .buffered import Buffered, buffered
 from .consumer import MAX_NAMES, LinePoolStep, Strategies
 from .errors import Abandoned, BootError
@@ -103,6 +105,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._connections = 0
         self._courier: Optional[threading.Thread] = None
         self._blocks: Dict[str, bool] = {}
+        self._reads_json = accepts_json(self.app.conf.accept_content)
         self._scaling = Scaling(self.settings)
         slots = {n: p.size * p.inflight for n, p in self.settings.items()}
         self._prefetch = Prefetch({**slots, LOCAL: 0})
@@ -241,6 +244,8 @@ class LinePool(BasePool):  # type: ignore[misc]
             return None  # its message stays unacknowledged and is given back
         lane = self._lane(args[0], options)
         pool = self.settings.get(lane)
+        if pool is not None and self._reads_json:
+            target = partial(trace, target)
         job = CeleryJob(self.runtime, lane, pool, target, args, options)
         job.limit = options.get("timeout") or self.options.get("timeout")
         job.soft_limit = options.get("soft_timeout") or self.options.get("soft_timeout")

@@ -112,6 +112,7 @@ class Runtime:
         most = local_size + THREADS_PER_SLOT * slots
         self._threads = Threads("task", most, cores.widen)
         self._away: Union[BatchingAway, ThreadedAway, None] = None
+        self._settled: Optional[SettledBackend] = None
         self._monitor = Monitor(self.engine, self._overdue, self._look)
         self.pools: Dict[str, Children] = {
             name: Children(
@@ -364,7 +365,9 @@ class Runtime:
 
     def settled_backend(self, backend: Any) -> Any:
         assert self._away is not None
-        return SettledBackend(backend, self.engine, self._away)
+        if self._settled is None or self._settled.backend is not backend:
+            self._settled = SettledBackend(backend, self.engine, self._away)
+        return self._settled
 
     # --- for the monitor and for people -----------------------------------------------
 

@@ -80,10 +80,14 @@ class Storm:
         self.worker = worker
         self.random = random.Random(seed)
         self.done = Counter()
+        #: What happens at least once, however short the storm is.
+        self.first = [self.kill, self.halt, self.reset, self.grow]
 
     def blow(self):
         actions = (self.kill, self.kill, self.kill, self.halt, self.reset)
         act = self.random.choice((*actions, self.grow, self.shrink, self.ping))
+        if self.first:
+            act = self.first.pop()
         act()
         self.done[act.__name__] += 1
         time.sleep(self.random.uniform(0, 0.4))
