@@ -19,6 +19,7 @@ from collections import deque
 from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional
 
 from .accounts import account_of
+from .cores import wide
 from .encoding import encode_op
 from .errors import SpawnError
 from .messages import Event
@@ -107,22 +108,23 @@ class Child:
             command = list(settings.command)
             if settings.channel == "fd":
                 command = ["/bin/sh", "-c", ON_OTHER_FDS, "sh", *command]
-            return subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE if settings.stderr == "log" else None,
-                bufsize=0,
-                cwd=settings.cwd,
-                env=dict(env),
-                # Its own session and group: Ctrl-C at the worker's terminal does not
-                # reach it, and its grandchildren can be killed with it.
-                start_new_session=True,
-                user=user,
-                group=group,
-                extra_groups=further,
-                umask=-1 if settings.umask is None else settings.umask,
-            )
+            with wide():
+                return subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE if settings.stderr == "log" else None,
+                    bufsize=0,
+                    cwd=settings.cwd,
+                    env=dict(env),
+                    # Its own session and group: Ctrl-C at the worker's terminal does
+                    # not reach it, and its grandchildren can be killed with it.
+                    start_new_session=True,
+                    user=user,
+                    group=group,
+                    extra_groups=further,
+                    umask=-1 if settings.umask is None else settings.umask,
+                )
         except (OSError, LookupError, ValueError, OverflowError) as exc:
             # The last three: a user or group that does not exist, and a NUL or a
             # surrogate in the environment.

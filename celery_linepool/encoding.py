@@ -35,8 +35,8 @@ def encode_request(
             _refuse_non_finite(request)
         except RecursionError:
             raise RequestError("the task cannot be written as JSON: too deep") from None
-    for raw, escaped in _LINE_ENDS:
-        if raw in line:
+    if not line.isascii():
+        for raw, escaped in _LINE_ENDS:
             line = line.replace(raw, escaped)
     if len(line) > max_line + 1:
         raise RequestError(

@@ -10,16 +10,16 @@ back to the loop wherever it would wait: `suspend` leaves it, `resume` goes on i
 
 from __future__ import annotations
 
-import contextvars
 import logging
 import selectors
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Deque, List, Optional, Tuple
+from typing import Any, Callable, Deque, Optional, Tuple
 
 from greenlet import getcurrent, greenlet
 
+from .greenlets import Greenlets
 from .mailbox import Mailbox
 from .timers import Timer, Timers
 
@@ -44,9 +44,7 @@ class Engine(threading.Thread):
         self._ready: Deque[Tuple[Callable[..., Any], Tuple[Any, ...]]] = deque()
         self._running = True
         self._turned = turned
-        self._loop: Optional[greenlet] = None
-        #: Greenlets that wait for a task.
-        self._hosts: List[greenlet] = []
+        self._greenlets = Greenlets(self._do)
         #: When the engine last left `select`; None while it waits there.
         self.awake_since: Optional[float] = None
 
@@ -103,25 +101,11 @@ class Engine(threading.Thread):
 
     def start_greenlet(self, run: Callable[[], Any]) -> None:
         """Call `run()` in a greenlet that nobody else uses meanwhile."""
-        if self._hosts:
-            host = self._hosts.pop()
-        else:
-            host = greenlet(self._host, parent=self._loop)
-            host.gr_context = contextvars.copy_context()
-        host.switch(run)
-
-    def _host(self, run: Optional[Callable[[], Any]]) -> None:
-        # Kept for the next task: the memory for a greenlet's stack comes from the
-        # kernel each time, which costs half as much as Celery's tracer.
-        while run is not None:
-            self._do(run)
-            self._hosts.append(getcurrent())
-            run = self.suspend()
+        self._greenlets.start(run)
 
     def suspend(self) -> Any:
         """Leave the running greenlet until `resume`; what that one was given."""
-        assert self._loop is not None and getcurrent() is not self._loop
-        return self._loop.switch()
+        return self._greenlets.suspend()
 
     @staticmethod
     def resume(task: greenlet, value: Any) -> None:
@@ -131,7 +115,7 @@ class Engine(threading.Thread):
     # --- the loop ---------------------------------------------------------------------
 
     def run(self) -> None:
-        self._loop = getcurrent()
+        self._greenlets.loop = getcurrent()
         while self._running:
             for key, _ in self._selector.select(self._patience()):
                 self.awake_since = self.awake_since or time.monotonic()
@@ -141,8 +125,7 @@ class Engine(threading.Thread):
             self._run_due()
             self._run_ready()
             self._turned()
-        while self._hosts:
-            self._hosts.pop().switch(None)
+        self._greenlets.close()
 
     def _patience(self) -> Optional[float]:
         """Seconds to wait at the most; afterwards the inbox must not be skipped."""

@@ -14,6 +14,8 @@ import weakref
 from pathlib import Path
 from typing import Optional, Set
 
+from .cores import wide
+
 logger = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).with_name("guardian.sh")
@@ -32,15 +34,16 @@ class Guardian:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            ["/bin/sh", str(SCRIPT)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            # Out of reach of Ctrl-C and of whoever kills the worker's group.
-            start_new_session=True,
-        )
+        with wide():
+            self._process = subprocess.Popen(
+                ["/bin/sh", str(SCRIPT)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                # Out of reach of Ctrl-C and of whoever kills the worker's group.
+                start_new_session=True,
+            )
 
     def watch(self, group: int) -> None:
         self._groups.add(group)

@@ -12,6 +12,7 @@ import os
 import select
 import threading
 import time
+from functools import partial
 from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
 
 from celery import signals
@@ -21,7 +22,9 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
 
-from . import compat, control, metrics  # noqa: F401
+from . import compat, control, cores, metrics  # noqa: F401
+from .body import accepts_json, trace
+from .buffered import Buffered, buffered
 from .consumer import MAX_NAMES, LinePoolStep, Strategies
 from .errors import Abandoned, BootError
 from .job import Job, State
@@ -30,7 +33,13 @@ from .request import CeleryJob
 from .router import Router
 from .runtime import LOCAL, Runtime
 from .scaling import Scaling
-from .settings import SettingError, metrics_address, read
+from .settings import (
+    SettingError,
+    buffered_broker,
+    metrics_address,
+    one_core,
+    read,
+)
 from .tasks import ForeignTask, blocks, has_callbacks, register
 from .voice import identity
 
@@ -85,6 +94,9 @@ class LinePool(BasePool):  # type: ignore[misc]
                 register(self.app, name)
         self.app.steps["consumer"].add(LinePoolStep)
         self._metrics = metrics_address(self.app.conf)
+        self._one_core = one_core(self.app.conf)
+        self._buffers = buffered_broker(self.app.conf)
+        self._broker: Optional[Buffered] = None
         self._stop_metrics: Callable[[], None] = _nothing
         self._threaded = bool(self.options.get("threads", True))
         self._jobs: Set[CeleryJob] = set()
@@ -93,6 +105,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._connections = 0
         self._courier: Optional[threading.Thread] = None
         self._blocks: Dict[str, bool] = {}
+        self._reads_json = accepts_json(self.app.conf.accept_content)
         self._scaling = Scaling(self.settings)
         slots = {n: p.size * p.inflight for n, p in self.settings.items()}
         self._prefetch = Prefetch({**slots, LOCAL: 0})
@@ -129,10 +142,12 @@ class LinePool(BasePool):  # type: ignore[misc]
         # main thread used it. Our threads publish too.
         self.app.clock.mutex = threading.RLock()
         signals.worker_process_init.send(sender=self._hostname)
+        cores.narrow(self._one_core)
         try:
             self.runtime.start()
         except BootError as exc:
             self._move(Stage.STOPPED)
+            cores.release()
             logger.critical("linepool: the worker does not start: %s", exc)
             raise WorkerShutdown(EX_FAILURE) from None
         self._serve_metrics()
@@ -172,6 +187,23 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._prefetch_for_all_slots(consumer)
         self._prefetch.connected(consumer.qos, consumer.prefetch_multiplier)
         self.router.learn_queues(self.app.amqp.queues)
+        if self._buffers:
+            self._buffer(consumer)
+
+    def _buffer(self, consumer: Any) -> None:
+        self._broker = buffered(consumer.connection, consumer.hub)
+        if self._broker is not None:
+            consumer.hub.on_tick.add(self._flush_broker)
+        elif self._connections == 1:
+            logger.warning(
+                "linepool: linepool_buffered_broker has no effect: it needs RabbitMQ "
+                "through py-amqp without TLS, and Celery's event loop"
+            )
+
+    def _flush_broker(self) -> None:
+        """What was written in this turn of the event loop, before it waits."""
+        if self._broker is not None:
+            self._broker.flush()
 
     def _check_autoscale(self, worker: Any) -> None:
         self._scaling.automatic = bool(worker.autoscale)
@@ -212,6 +244,8 @@ class LinePool(BasePool):  # type: ignore[misc]
             return None  # its message stays unacknowledged and is given back
         lane = self._lane(args[0], options)
         pool = self.settings.get(lane)
+        if pool is not None and self._reads_json:
+            target = partial(trace, target)
         job = CeleryJob(self.runtime, lane, pool, target, args, options)
         job.limit = options.get("timeout") or self.options.get("timeout")
         job.soft_limit = options.get("soft_timeout") or self.options.get("soft_timeout")
@@ -245,6 +279,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         """Do what is in the outbox."""
         outbox = self.runtime.outbox
         outbox.clear_wakeup()
+        if self._broker is not None:
+            self._broker.gather()  # until the end of the event loop's turn
         try:
             for _ in range(len(outbox)):
                 self._deliver(*outbox.take())
@@ -399,6 +435,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         if self._hub is not None:
             self._hub.remove(self.runtime.outbox.fileno())
         self.runtime.outbox.close()
+        cores.release()
         signals.worker_process_shutdown.send(sender=None, pid=os.getpid(), exitcode=0)
 
     def _has_ended(self) -> bool:
@@ -413,6 +450,10 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._receive()
         if self._hub is not None:
             compat.run_pending(self._hub)
+            try:
+                self._flush_broker()
+            except OSError as exc:
+                logger.warning("linepool: the broker is gone, with acks: %r", exc)
 
     def _keep_connection(self) -> None:
         """Tell an AMQP broker that we live.

@@ -29,6 +29,7 @@ from typing import (
 from celery import Celery
 from celery._state import _task_stack
 
+from . import cores
 from .child import Child
 from .children import Children
 from .conversation import Conversation
@@ -108,8 +109,10 @@ class Runtime:
         self._guardian = Guardian()
         self._drain = Drain()
         slots = sum(pool.size * pool.inflight for pool in pools.values())
-        self._threads = Threads("task", local_size + THREADS_PER_SLOT * slots)
+        most = local_size + THREADS_PER_SLOT * slots
+        self._threads = Threads("task", most, cores.widen)
         self._away: Union[BatchingAway, ThreadedAway, None] = None
+        self._settled: Optional[SettledBackend] = None
         self._monitor = Monitor(self.engine, self._overdue, self._look)
         self.pools: Dict[str, Children] = {
             name: Children(
@@ -362,7 +365,9 @@ class Runtime:
 
     def settled_backend(self, backend: Any) -> Any:
         assert self._away is not None
-        return SettledBackend(backend, self.engine, self._away)
+        if self._settled is None or self._settled.backend is not backend:
+            self._settled = SettledBackend(backend, self.engine, self._away)
+        return self._settled
 
     # --- for the monitor and for people -----------------------------------------------
 

@@ -15,13 +15,19 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 import click
 from celery.exceptions import ImproperlyConfigured
 
+from . import cores
 from .checks import CHECKS
 from .messages import MAX_LINE, PROTOCOL
 from .protocol import Handshake, Stray
 
 PREFIX = "linepool_"
 #: Settings that are of no single pool.
-OF_THE_WORKER = {"linepool_pools", "linepool_metrics"}
+OF_THE_WORKER = {
+    "linepool_pools",
+    "linepool_metrics",
+    "linepool_one_core",
+    "linepool_buffered_broker",
+}
 #: Variables that a child gets with ``inherit_env = False``.
 BASIC_ENV = ("PATH", "HOME", "LANG", "TZ")
 
@@ -214,6 +220,41 @@ def metrics_address(conf: Any) -> Optional[Tuple[str, int]]:
             "linepool_metrics", f"must be a host and a port, not {value!r}"
         )
     return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def one_core(conf: Any) -> Union[bool, int]:
+    """The core of the worker's own process: a number, or True for any; False for all.
+
+    Raises:
+        SettingError: there is no such core, or none can be chosen on this system.
+    """
+    value = conf.get("linepool_one_core")
+    if value is None or value is False:
+        return False
+    if not cores.SUPPORTED:
+        raise SettingError("linepool_one_core", "this system binds no thread to a core")
+    allowed = os.sched_getaffinity(0)
+    if value is not True and (not isinstance(value, int) or value not in allowed):
+        listed = ", ".join(map(str, sorted(allowed)))
+        raise SettingError(
+            "linepool_one_core",
+            f"must be True, False or one of the cores {listed}, not {value!r}",
+        )
+    return value
+
+
+def buffered_broker(conf: Any) -> bool:
+    """Whether the broker's connection is read and written in large pieces.
+
+    Raises:
+        SettingError: the setting is neither True nor False.
+    """
+    value = conf.get("linepool_buffered_broker", False)
+    if not isinstance(value, bool):
+        raise SettingError(
+            "linepool_buffered_broker", f"must be True or False, not {value!r}"
+        )
+    return value
 
 
 def _refuse_unknown(conf: Any) -> None:

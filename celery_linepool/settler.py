@@ -20,6 +20,7 @@ from celery.exceptions import BackendStoreError
 from greenlet import getcurrent, greenlet
 
 from .engine import Engine
+from .greenlets import Greenlets
 from .job import Waiter
 from .mailbox import Mailbox
 from .threads import Threads
@@ -46,15 +47,17 @@ class SettledBackend:
     """The result backend as a task sees it whose greenlet must not wait."""
 
     def __init__(self, backend: Any, engine: Engine, away: Away) -> None:
-        self._backend = backend
+        self.backend = backend
         self._engine = engine
         self._away = away
 
     def __getattr__(self, name: str) -> Any:
-        attribute = getattr(self._backend, name)
-        if name not in WAITING_CALLS or isinstance(self._backend, DisabledBackend):
+        attribute = getattr(self.backend, name)
+        if name not in WAITING_CALLS or isinstance(self.backend, DisabledBackend):
             return attribute
-        return partial(self._call, name, attribute)
+        call = partial(self._call, name, attribute)
+        self.__dict__[name] = call  # every task asks for it
+        return call
 
     def _call(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
         if not _stores(name, args, kwargs):
@@ -157,6 +160,13 @@ class _GatheringClient:
         return _Recorder(self._gather)
 
 
+def _run(call: Callable[[], Any]) -> None:
+    try:
+        call()
+    except Exception:
+        logger.critical("linepool: a bug in the settler, in %r", call, exc_info=True)
+
+
 class BatchingAway(threading.Thread):
     """For Redis: one thread, and one round trip for what waits at a moment."""
 
@@ -169,7 +179,7 @@ class BatchingAway(threading.Thread):
         self._backend.__dict__["client"] = _GatheringClient(self._client, self._gather)
         self._inbox = Mailbox()
         self._running = True
-        self._loop: Optional[greenlet] = None
+        self._greenlets = Greenlets(_run)
         #: Calls that stopped for the next round trip, with what they want of it.
         self._stopped: List[Tuple[greenlet, List[Command]]] = []
 
@@ -186,7 +196,7 @@ class BatchingAway(threading.Thread):
         self._client.connection_pool.disconnect()
 
     def run(self) -> None:
-        self._loop = getcurrent()
+        self._greenlets.loop = getcurrent()
         while self._running or self._stopped:
             self._inbox.armed = True
             if not self._inbox and not self._stopped:
@@ -198,6 +208,7 @@ class BatchingAway(threading.Thread):
                 call(*args)
             if self._stopped:
                 self._round_trip()
+        self._greenlets.close()
 
     def _halt(self) -> None:
         self._running = False
@@ -206,14 +217,12 @@ class BatchingAway(threading.Thread):
         self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
     ) -> None:
         bound = getattr(self._backend, method)
-        task = greenlet(lambda: done(_attempt(bound, args, kwargs)), parent=self._loop)
-        task.switch()
+        self._greenlets.start(lambda: done(_attempt(bound, args, kwargs)))
 
     def _gather(self, commands: List[Command]) -> List[Any]:
         """In a call's greenlet: stop until the commands have been sent."""
-        assert self._loop is not None
         self._stopped.append((getcurrent(), commands))
-        results, error = self._loop.switch()
+        results, error = self._greenlets.suspend()
         if error is not None:
             raise error
         for result in results:

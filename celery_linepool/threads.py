@@ -15,11 +15,17 @@ class Threads:
 
     `concurrent.futures` waits for its threads when the interpreter ends; a task that
     hangs would keep a worker from stopping, also after a cold shutdown.
+
+    Arguments:
+        begin: called in each thread before anything else.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(
+        self, name: str, limit: int, begin: Callable[[], Any] = lambda: None
+    ) -> None:
         self.name = name
         self.limit = limit
+        self._begin = begin
         self._work: "queue.SimpleQueue[Optional[Tuple[Callable[..., Any], Any]]]" = (
             queue.SimpleQueue()
         )
@@ -47,6 +53,7 @@ class Threads:
                 thread.join()
 
     def _run(self) -> None:
+        self._begin()
         while True:
             work = self._work.get()
             if work is None:

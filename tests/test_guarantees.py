@@ -11,7 +11,7 @@ from pathlib import Path
 import celery
 import pytest
 from celery import states
-from workers import eventually
+from workers import FAST, eventually
 
 TESTS = Path(__file__).parent
 CHILD = ["ruby", str(TESTS / "children" / "lives.rb")]
@@ -97,7 +97,8 @@ def test_the_filesystem_broker_forgets_what_it_has_delivered(start_worker, tmp_p
 
 
 @pytest.mark.timeout(120 + 30 * KILLS)
-def test_a_worker_is_killed_again_and_again(start_worker, tmp_path):
+@pytest.mark.parametrize("options", [{}, FAST], ids=["plain", "fast"])
+def test_a_worker_is_killed_again_and_again(start_worker, tmp_path, options):
     """The effect of each task is a line in the file of its own."""
     seed = random.randrange(10**9)
     print("seed", seed)
@@ -110,6 +111,7 @@ def test_a_worker_is_killed_again_and_again(start_worker, tmp_path):
         conf={
             "task_annotations": {"some.late": LATE},
             "worker_prefetch_multiplier": 1,
+            **options,
         },
     )
     sent = {}

@@ -13,7 +13,14 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_linepool.messages import MAX_LINE
 from celery_linepool.protocol import Handshake
-from celery_linepool.settings import CHECKS, PoolSettings, SettingError, read
+from celery_linepool.settings import (
+    CHECKS,
+    PoolSettings,
+    SettingError,
+    buffered_broker,
+    one_core,
+    read,
+)
 
 GOOD = {"command": ["ruby", "worker.rb"], "tasks": ["billing.*"]}
 
@@ -334,6 +341,26 @@ def test_what_a_child_is_told_of_itself() -> None:
 def test_children_of_a_pool_that_names_no_task_have_to_say_hello() -> None:
     found = read(conf(linepool_pools={"a": {"command": ["x"]}}), 1)
     assert found["a"].handshake is Handshake.REQUIRED
+
+
+def test_what_is_faster_is_off_by_default() -> None:
+    assert one_core(conf()) is False
+    assert buffered_broker(conf()) is False
+
+
+def test_a_core_is_any_or_one_that_there_is() -> None:
+    core = max(os.sched_getaffinity(0))
+    assert one_core(conf(linepool_one_core=True)) is True
+    assert one_core(conf(linepool_one_core=core)) == core
+    for value in (100_000, -1, "0", 1.0):
+        with pytest.raises(SettingError, match=r"^linepool_one_core: must be True, Fa"):
+            one_core(conf(linepool_one_core=value))
+
+
+def test_the_broker_is_buffered_or_not() -> None:
+    assert buffered_broker(conf(linepool_buffered_broker=True)) is True
+    with pytest.raises(SettingError, match="linepool_buffered_broker: must be True or"):
+        buffered_broker(conf(linepool_buffered_broker="yes"))
 
 
 def test_settings_do_not_change_any_more() -> None:

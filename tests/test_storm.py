@@ -18,7 +18,7 @@ import psutil
 import pytest
 from celery import states
 from events import Events
-from workers import eventually
+from workers import FAST, eventually
 
 pytestmark = pytest.mark.outer_celerys
 
@@ -82,10 +82,14 @@ class Storm:
         self.worker = worker
         self.random = random.Random(seed)
         self.done = Counter()
+        #: What happens at least once, however short the storm is.
+        self.first = [self.kill, self.halt, self.reset, self.grow]
 
     def blow(self):
         actions = (self.kill, self.kill, self.kill, self.halt, self.reset)
         act = self.random.choice((*actions, self.grow, self.shrink, self.ping))
+        if self.first:
+            act = self.first.pop()
         act()
         self.done[act.__name__] += 1
         time.sleep(self.random.uniform(0, 0.4))
@@ -163,13 +167,20 @@ class Load:
 
 
 @pytest.mark.timeout(SECONDS + 400)
-@pytest.mark.parametrize("broker", ["redis", "rabbitmq"])
-def test_storm(start_worker, tmp_path, broker):
+@pytest.mark.parametrize(
+    ("broker", "options", "seconds"),
+    [
+        pytest.param("redis", {}, SECONDS, id="redis"),
+        pytest.param("rabbitmq", {}, SECONDS, id="rabbitmq"),
+        pytest.param("rabbitmq", FAST, SECONDS / 2, id="rabbitmq-fast"),
+    ],
+)
+def test_storm(start_worker, tmp_path, broker, options, seconds):
     seed = random.randrange(10**9)
     print("seed", seed)
     work = tmp_path / "work"
     work.mkdir()
-    worker = start_worker(broker, args=("-c", "4", "-E"), conf=CONF)
+    worker = start_worker(broker, args=("-c", "4", "-E"), conf={**CONF, **options})
     storm, load = Storm(worker, seed), Load(worker, work, seed)
     storm.calm()
     process = psutil.Process(worker.pid)
@@ -179,7 +190,7 @@ def test_storm(start_worker, tmp_path, broker):
     watch.start()
     assert watch.listens.wait(60)
     try:
-        until = time.monotonic() + SECONDS
+        until = time.monotonic() + seconds
         while time.monotonic() < until:
             load.keep_up()
             storm.blow()

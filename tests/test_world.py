@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
-from workers import eventually
+from workers import FAST, eventually
 
 CHILDREN = Path(__file__).parent / "children"
 LIVES = ["ruby", str(CHILDREN / "lives.rb")]
@@ -116,9 +116,10 @@ def proxied(servers, kind) -> Iterator[tuple[str, str, Proxy]]:
 CUTS = {"down": (3, 500), "up": (3, 30)}
 
 
+@pytest.mark.parametrize("options", [{}, FAST], ids=["plain", "fast"])
 @pytest.mark.parametrize("direction", CUTS)
 def test_a_connection_is_cut_in_the_middle_of_a_message(
-    start_worker, servers, tmp_path, direction
+    start_worker, servers, tmp_path, direction, options
 ):
     with proxied(servers, "rabbitmq") as (url, through, proxy):
         worker = start_worker(
@@ -129,6 +130,7 @@ def test_a_connection_is_cut_in_the_middle_of_a_message(
                 "broker_url": through,
                 "task_acks_late": True,
                 "task_reject_on_worker_lost": True,
+                **options,
             },
         )
         worker.app.conf.broker_url = url

@@ -44,6 +44,11 @@ LINEPOOL = "celery_linepool:LinePool"
 WARM_SHUTDOWN = 10.0
 COLD_SHUTDOWN = 30.0
 
+#: What is faster and off by default.
+FAST = {"linepool_one_core": True, "linepool_buffered_broker": True}
+#: With LINEPOOL_FAST=1 every LinePool of every test has it.
+EVERYWHERE = FAST if os.environ.get("LINEPOOL_FAST") == "1" else {}
+
 #: Last in the worker's path: what the generated module imports from here.
 TESTS = Path(__file__).parent
 
@@ -475,7 +480,7 @@ class WorkerFactory:
             settings["result_backend"] = url
         if command is not None:
             settings["linepool_command"] = list(command)
-        for key, value in (conf or {}).items():
+        for key, value in {**EVERYWHERE, **(conf or {})}.items():
             if key == "broker_transport_options":
                 value = {**settings.get(key, {}), **value}
             settings[key] = value
