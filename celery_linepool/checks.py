@@ -181,4 +181,5 @@ CHECKS: Mapping[str, Callable[[Any], Any]] = {
     "nice": _nice,
     "rlimits": _rlimits,
     "reset_file": _path,
+    "watch": _strings,
 }

@@ -12,6 +12,7 @@ import click
 from celery.bin.control import control as control_command
 from celery.bin.control import inspect as inspect_command
 from celery.bin.worker import WorkersPool
+from celery.concurrency import ALIASES
 from celery.concurrency.base import BasePool
 from kombu.utils.imports import symbol_by_name
 
@@ -61,6 +62,7 @@ def _add_control_commands() -> None:
             action.type = click.Choice([*action.type.choices, *names])
 
 
+ALIASES[ALIAS] = POOL
 _widen()
 _add_control_commands()
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from .settings import PoolSettings, SettingError
-from .tasks import ForeignTask
+
+if TYPE_CHECKING:
+    from .tasks import ForeignTask
 
 #: Celery's own tasks need Python; no glob covers them.
 BUILTIN = "celery."
@@ -61,7 +63,7 @@ class Router:
     def for_queue(self, queue: Optional[str]) -> Optional[str]:
         return None if queue is None else self._by_queue.get(queue)
 
-    def for_task(self, task: ForeignTask, queue: Optional[str]) -> Optional[str]:
+    def for_task(self, task: "ForeignTask", queue: Optional[str]) -> Optional[str]:
         """The pool of a foreign task: its stub's own, by its name, by its queue.
 
         A lone pool serves the stubs that nothing else covers, too.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import itertools
 import logging
-import os
 import queue
 import time
 from typing import (
@@ -50,6 +49,7 @@ from .settler import BatchingAway, SettledBackend, ThreadedAway, is_redis
 from .stderr import Drain
 from .threads import Threads
 from .voice import identity
+from .watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Runtime:
         self._measure_every = 1 if limited else FOR_PEOPLE
         #: What the children of a pool said last that they serve.
         self._advertised: Dict[str, Tuple[str, ...]] = {}
-        self._touched = {name: self._mtime(name) for name in self.pools}
+        self._watches = {n: Watch(p.watched, p.cwd) for n, p in pools.items()}
         self.local = Local(local_size, self)
         self._jobs_lane: Dict[str, Lane] = {**self.pools, LOCAL: self.local}
 
@@ -246,9 +246,10 @@ class Runtime:
         """How many tasks each pool has. A guess, a moment old."""
         return {name: pool.load for name, pool in self.pools.items()}
 
-    def reset(self, name: str) -> None:
+    def reset(self, name: str, why: str = "by hand") -> None:
         """Replace a pool's children, one by one."""
-        logger.info("linepool: pool %r is being reset", name, extra=identity(name))
+        extra = identity(name)
+        logger.info("linepool: pool %r is being reset: %s", name, why, extra=extra)
         self.engine.post(self.pools[name].reset)
 
     # --- what lanes tell: the engine, which wakes the main thread once a turn ---------
@@ -376,17 +377,9 @@ class Runtime:
         sizes = tree_sizes(self.pids()) if measure else {}
         for name, pool in self.pools.items():
             self.engine.post(pool.look, sizes)
-            touched = self._mtime(name)
-            if touched != self._touched[name]:
-                self._touched[name] = touched
-                self.reset(name)
-
-    def _mtime(self, name: str) -> Optional[float]:
-        path = self.pools[name].settings.reset_file
-        try:
-            return None if path is None else os.stat(path).st_mtime
-        except FileNotFoundError:
-            return None
+            changed = self._watches[name].changed()
+            if changed is not None:
+                self.reset(name, f"{changed!r} has changed")
 
     def _overdue(self, now: float) -> Iterable[Child]:
         return [child for pool in self.pools.values() for child in pool.overdue(now)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import glob
 import os
 from dataclasses import dataclass, field, fields
 from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
@@ -111,6 +112,9 @@ class PoolSettings:
     rlimits: Mapping[int, Tuple[int, int]] = field(default_factory=dict)
     #: A file; when it is touched, the pool is reset.
     reset_file: Optional[str] = None
+    #: Files, folders and globs below the children's working directory: for development,
+    #: where a change of the code is to be seen at once.
+    watch: Tuple[str, ...] = ()
 
     def environment(self, slot: int = 1, generation: int = 0) -> Dict[str, str]:
         """The environment that a child of this pool gets."""
@@ -129,6 +133,12 @@ class PoolSettings:
             "LINEPOOL_MAX_LINE": str(self.max_line),
             "LINEPOOL_CHANNEL": self.channel,
         }
+
+    @property
+    def watched(self) -> Tuple[str, ...]:
+        """What resets the pool when it changes."""
+        touched = () if self.reset_file is None else (glob.escape(self.reset_file),)
+        return (*self.watch, *touched)
 
     def serves(self, name: str) -> bool:
         """Whether one of its globs covers this task name."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any, Dict, Optional, Type, cast
 
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery import Task
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.trace import task_has_custom
 from celery.exceptions import Reject, Retry
 
-from .errors import ForeignError, LinePoolError
+from .errors import Abandoned, ForeignError, LinePoolError
 from .job import current_job
 from .outcomes import settle
 from .poison import HEADER as CRASHES
@@ -41,8 +42,9 @@ class ForeignTask(Task):  # type: ignore[misc]
     """
 
     abstract = True
-    #: What a child rejects is no error that ``autoretry_for`` may retry.
-    dont_autoretry_for = (Reject,)
+    #: What a child rejects is no error that ``autoretry_for`` may retry; nor is what
+    #: does not come that far in a worker.
+    dont_autoretry_for = (Reject, WorkerLostError, TimeLimitExceeded, Terminated)
     #: The pool that serves it; None for the one whose settings name it.
     pool: Optional[str] = None
 
@@ -55,19 +57,31 @@ class ForeignTask(Task):  # type: ignore[misc]
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Ask a child; what it answers is what the task does."""
         job = current_job()
-        if job is None:
+        if job is None and not self.request.is_eager:
             raise LinePoolError(
                 f"{self.name} is served by a child of a LinePool worker; "
-                "send it there with delay() or apply_async()"
+                "send it there with delay() or apply_async(), or run it here with "
+                "apply()"
             )
         request_id = self.request.id or str(uuid.uuid4())
         payload = {
             "task": self.name,
             "args": args,
             "kwargs": kwargs,
-            "meta": self._meta(job.deadline),
+            "meta": self._meta(None if job is None else job.deadline),
         }
-        return settle(self, job.runtime.ask(self, request_id, payload))
+        if job is None:
+            from .eager import ask  # who only sends tasks needs none of that
+
+            answer = ask(self, request_id, payload)
+        else:
+            answer = job.runtime.ask(self, request_id, payload)
+        try:
+            return settle(self, answer)
+        except Abandoned as exc:
+            if self.request.is_eager:
+                raise exc.reason from None  # there is nobody else to settle it
+            raise
 
     def _meta(self, deadline: Optional[float]) -> Dict[str, Any]:
         """What a child may want to know of the task besides its arguments."""
@@ -105,17 +119,19 @@ class ForeignTask(Task):  # type: ignore[misc]
         request = self.request
         if request.called_directly:
             return ForeignError(f"{reason}; called directly, it cannot run again")
+        if request.is_eager:
+            # Nothing waits there: what does not count would go on for ever.
+            return self.retry_later(ForeignError(reason), seconds)
         signature = self.signature_from_request(
             request, countdown=seconds, retries=request.retries
         )
         message = f"{reason}; again in {seconds:g} s"
-        again = Retry(message, when=seconds, is_eager=request.is_eager, sig=signature)
-        if not request.is_eager:
-            try:
-                self._aside(signature.apply_async)
-            except Exception as exc:
-                again = Reject(exc, requeue=False)  # as Celery's own retry does
-        return cast(BaseException, again)
+        try:
+            self._aside(signature.apply_async)
+        except Exception as exc:
+            # As Celery's own retry does.
+            return cast(BaseException, Reject(exc, requeue=False))
+        return cast(BaseException, Retry(message, when=seconds, sig=signature))
 
     def _aside(self, call: Any) -> Any:
         job = current_job()

@@ -433,14 +433,41 @@ RABBITMQ_SCRIPTS = (
 )
 
 
+def rabbitmq_server() -> str:
+    found = next((s for s in RABBITMQ_SCRIPTS if os.path.exists(s)), None)
+    found = found or shutil.which("rabbitmq-server")
+    return need(found, "rabbitmq-server", "rabbitmq-server")
+
+
+def rabbitmq_env(
+    folder: Path, port: int, dist: int, epmd: int, address: str = "127.0.0.1"
+) -> dict[str, str]:
+    """Where a RabbitMQ listens and what it writes, all in one folder."""
+    return {
+        "HOME": str(folder),  # the Erlang cookie
+        "ERL_EPMD_PORT": str(epmd),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"linepool{port}@localhost",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_NODE_IP_ADDRESS": address,
+        "RABBITMQ_DIST_PORT": str(dist),
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
+        "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "config"),
+        "RABBITMQ_SCHEMA_DIR": str(folder / "schema"),
+        "RABBITMQ_LOG_BASE": str(folder),
+        "RABBITMQ_LOGS": "-",
+        # Idle schedulers spin by default, at the cost of the tests' own time.
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none",
+    }
+
+
 class RabbitMQServer(Server, RabbitMQContainer):
     def __init__(self, folder: Path, *, shared: bool) -> None:
-        found = next((s for s in RABBITMQ_SCRIPTS if os.path.exists(s)), None)
-        binary = need(
-            found or shutil.which("rabbitmq-server"),
-            "rabbitmq-server",
-            "rabbitmq-server",
-        )
+        binary = rabbitmq_server()
         self.folder = folder
         self.shared = shared
         self._port, self._http_port, dist, epmd = free_ports(4)
@@ -449,7 +476,10 @@ class RabbitMQServer(Server, RabbitMQContainer):
             LocalProcess(
                 [binary],
                 log=folder / "rabbitmq.log",
-                env={**server_env(shared), **self._rabbitmq_env(dist, epmd)},
+                env={
+                    **server_env(shared),
+                    **rabbitmq_env(folder, self._port, dist, epmd),
+                },
                 cwd=folder,
                 ports={f"{self._port}/tcp": self._port},
                 prefix="rabbitmq",
@@ -467,29 +497,6 @@ class RabbitMQServer(Server, RabbitMQContainer):
             # By default a nearly full disk blocks every publisher for ever.
             f"disk_free_limit.absolute = 1MB\n"
         )
-
-    def _rabbitmq_env(self, dist: int, epmd: int) -> dict[str, str]:
-        folder = self.folder
-        return {
-            "HOME": str(folder),  # the Erlang cookie
-            "ERL_EPMD_PORT": str(epmd),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"linepool{self._port}@localhost",
-            "RABBITMQ_NODE_PORT": str(self._port),
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_DIST_PORT": str(dist),
-            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
-            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
-            "RABBITMQ_ADVANCED_CONFIG_FILE": str(folder / "advanced.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
-            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
-            "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "config"),
-            "RABBITMQ_SCHEMA_DIR": str(folder / "schema"),
-            "RABBITMQ_LOG_BASE": str(folder),
-            "RABBITMQ_LOGS": "-",
-            # Idle schedulers spin by default, at the cost of the tests' own time.
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+sbwt none +sbwtdcpu none",
-        }
 
     @property
     def port(self) -> int:

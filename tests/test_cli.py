@@ -36,7 +36,9 @@ def served_by_children(worker):
             "custom", (), {}, {"CELERY_CUSTOM_WORKER_POOL": LINEPOOL}, id="-P custom"
         ),
         pytest.param(None, (), {"worker_pool": LINEPOOL}, {}, id="worker_pool"),
-        pytest.param(None, (), {}, {"CELERY_WORKER_POOL": LINEPOOL}, id="environment"),
+        pytest.param(
+            None, (), {}, {"CELERY_WORKER_POOL": "linepool"}, id="environment"
+        ),
     ],
 )
 def test_each_way_to_name_the_pool(start_worker, pool, args, conf, env):

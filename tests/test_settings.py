@@ -219,6 +219,7 @@ BAD = [
     ("rlimits", {"nofile": "many"}, "'many'"),
     ("rlimits", {"nofile": (1, 2, 3)}, "(1, 2, 3)"),
     ("reset_file", 7, "path"),
+    ("watch", "app", "list of strings"),
 ]
 
 

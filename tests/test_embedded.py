@@ -1,0 +1,59 @@
+"""``celery.contrib.testing``: a worker in a thread of the test, with real children."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from billiard.exceptions import WorkerLostError
+from celery import Celery
+from celery.contrib.testing import tasks  # noqa: F401  (its ping)
+from celery.contrib.testing.worker import start_worker
+from lone_pool import script
+from workers import LINEPOOL, close_app
+
+from celery_linepool import ForeignError, ForeignTask
+
+LIVES = list(script("lives.rb"))
+
+
+@pytest.fixture(params=["memory", "redis"])
+def app(request: pytest.FixtureRequest, servers: Any) -> Iterator[Celery]:
+    lease = servers.shared("redis").lease()
+    broker = "memory://" if request.param == "memory" else lease.url
+    app = Celery("embedded", broker=broker, backend=lease.url)
+    app.conf.linepool_command = LIVES
+    if request.param == "memory":
+        # By default it looks once a second.
+        app.conf.broker_transport_options = {"polling_interval": 0.05}
+    yield app
+    close_app(app)
+    lease.release()
+
+
+def test_an_embedded_worker(app: Celery, tmp_path: Path) -> None:
+    @app.task(base=ForeignTask, name="lives.crash")
+    def crash(path: str) -> None: ...
+
+    @app.task(name="python.crash")
+    def crash_inside(path: str) -> str:
+        try:
+            crash.apply((path,)).get(disable_sync_subtasks=False)
+        except WorkerLostError:
+            return "lost"
+        return "not lost"
+
+    # One after the other in one process. Of the broker in memory it takes Celery long.
+    for _ in range(1 if app.conf.broker_url.startswith("memory") else 2):
+        with start_worker(app, pool=LINEPOOL, concurrency=2) as worker:
+            pid = app.send_task("lives.pid").get(timeout=60)
+            assert psutil.Process(pid).parent() == psutil.Process()
+            assert pid in worker.stats()["pool"]["processes"]
+            with pytest.raises(ForeignError, match="no task lives.unknown"):
+                app.send_task("lives.unknown").get(timeout=60)
+            file = str(tmp_path / "crashed")
+            assert crash_inside.delay(file).get(timeout=60) == "lost"
+            assert app.send_task("lives.pid").get(timeout=60)
