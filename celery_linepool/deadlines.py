@@ -70,7 +70,7 @@ class Deadlines:
         """Its time runs from here."""
         seconds = self._settings.timeout if job.limit is None else job.limit
         job.timer = self._engine.call_later(seconds, self._hard_limit, job, seconds)
-        job.deadline = time.time() + seconds
+        job.deadline = time.monotonic() + seconds
         if job.soft_limit is not None:
             job.soft_timer = self._engine.call_later(
                 job.soft_limit, self._soft_limit, job

@@ -165,7 +165,7 @@ class Job:
         self.cancelled: Optional[Cancel] = None
         #: Until its child is killed for not giving up.
         self.grace_timer: Optional[Timer] = None
-        #: When it will be killed, in seconds since the epoch; None without a limit.
+        #: When it will be killed, by the monotonic clock; None without a limit.
         self.deadline: Optional[float] = None
         self._body = body
         self._ended = ended

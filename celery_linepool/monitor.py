@@ -30,7 +30,7 @@ class Monitor(threading.Thread):
     """Looks at the engine from outside.
 
     Arguments:
-        overdue: children that exceeded their time limit, by the clock `time.time`.
+        overdue: children that exceeded their time limit, by the monotonic clock.
         look: looks after everything else that changes slowly.
     """
 
@@ -70,7 +70,7 @@ class Monitor(threading.Thread):
                 self._where(),
             )
         # The engine reaps children, and does not just now: their pids are theirs.
-        for child in self._overdue(time.time()):
+        for child in self._overdue(now):
             child.kill()
 
     def _where(self) -> str:

@@ -150,6 +150,7 @@ class Runtime:
         self._drain.start()
         self.engine.start()
         self._monitor.start()
+        self._threads.start()
         started: "queue.SimpleQueue[Optional[BootError]]" = queue.SimpleQueue()
         for pool in self.pools.values():
             self.engine.post(pool.start, started.put)

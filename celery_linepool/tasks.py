@@ -6,6 +6,7 @@ before and after, is Celery's.
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import TYPE_CHECKING, Any, Dict, Optional, Type, cast
 
@@ -95,7 +96,9 @@ class ForeignTask(Task):  # type: ignore[misc]
             "crashes": getattr(request, CRASHES, None) or 0,
         }
         if deadline is not None:
-            meta["deadline"] = round(deadline, 3)
+            # Ours is monotonic, a child's is the wall clock of this moment.
+            left = deadline - time.monotonic()
+            meta["deadline"] = round(time.time() + left, 3)
         for key in ("root_id", "parent_id", "group", "eta", "expires", "headers"):
             value = getattr(request, key, None)
             if value is not None:

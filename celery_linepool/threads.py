@@ -13,6 +13,9 @@ logger = logging.getLogger(__name__)
 class Threads:
     """Up to `limit` daemon threads, started when there is work for them, then kept.
 
+    The first one is started by `start`: where the system has no thread to spare later,
+    there is one at least that comes to all the work.
+
     `concurrent.futures` waits for its threads when the interpreter ends; a task that
     hangs would keep a worker from stopping, also after a cold shutdown.
 
@@ -32,17 +35,28 @@ class Threads:
         self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
 
+    def start(self) -> None:
+        thread = threading.Thread(
+            target=self._run,
+            name=f"linepool-{self.name}-{len(self._threads) + 1}",
+            daemon=True,
+        )
+        thread.start()
+        self._threads.append(thread)
+
     def submit(self, call: Callable[..., Any], *args: Any) -> None:
         """Run `call(*args)` in one of the threads, as soon as one is free."""
         self._work.put((call, args))
         if not self._idle.acquire(blocking=False) and len(self._threads) < self.limit:
-            thread = threading.Thread(
-                target=self._run,
-                name=f"linepool-{self.name}-{len(self._threads) + 1}",
-                daemon=True,
-            )
-            self._threads.append(thread)
-            thread.start()
+            try:
+                self.start()
+            except RuntimeError as exc:
+                logger.error(
+                    "linepool: no thread for a task, which waits for one of %d: %s "
+                    "(the limit of processes?)",
+                    len(self._threads),
+                    exc,
+                )
 
     def stop(self, wait: bool = True) -> None:
         """End the threads after the work that was submitted."""
@@ -52,10 +66,18 @@ class Threads:
             for thread in self._threads:
                 thread.join()
 
+    def _next(self) -> Optional[Tuple[Callable[..., Any], Any]]:
+        try:
+            return self._work.get_nowait()
+        except queue.Empty:
+            # Idle: whoever comes to work that waited without a thread is not.
+            self._idle.release()
+            return self._work.get()
+
     def _run(self) -> None:
         self._begin()
         while True:
-            work = self._work.get()
+            work = self._next()
             if work is None:
                 return
             call, args = work
@@ -64,4 +86,3 @@ class Threads:
             except Exception:
                 logger.critical("linepool: a bug, in %r", call, exc_info=True)
             del work, call, args
-            self._idle.release()

@@ -19,6 +19,7 @@ PAGE = (TESTS.parent / "docs" / "guarantees.md").read_text()
 LATE = {"acks_late": True, "reject_on_worker_lost": True}
 #: How often the worker is killed under load.
 KILLS = int(os.environ.get("LINEPOOL_KILLS", 3))
+KILLS_BROKER = os.environ.get("LINEPOOL_KILLS_BROKER", "rabbitmq")
 #: Seconds after which Redis delivers again. A worker looks for that when it starts, and
 #: some Celerys a minute or two later again.
 VISIBLE = {"visibility_timeout": 1}
@@ -105,13 +106,16 @@ def test_a_worker_is_killed_again_and_again(start_worker, tmp_path, options):
     chance = random.Random(seed)
     slots = prefetched = 4
     worker = start_worker(
-        "rabbitmq",
+        KILLS_BROKER,
         CHILD,
         args=("-c", str(slots)),
         conf={
             "task_annotations": {"some.late": LATE},
             "worker_prefetch_multiplier": 1,
             **options,
+            **(
+                {"broker_transport_options": VISIBLE} if KILLS_BROKER == "redis" else {}
+            ),
         },
     )
     sent = {}

@@ -24,7 +24,7 @@ from workers import LINEPOOL, Project
 
 pytestmark = pytest.mark.newest_celery
 
-#: Tasks of a tenth of a second: enough that every host has some at any moment. And those
+#: Tasks of a tenth of a second: enough that each host has some at any moment. And those
 #: that are sent when all hosts are there again.
 TASKS, MORE = 250, 100
 #: Seconds between two signs of life; a host that gives none is given up after two.

@@ -81,6 +81,31 @@ def test_calls_that_need_each_other_do_not_wait_for_ever(threads: Threads) -> No
         together.wait(PATIENCE)
 
 
+def test_without_a_thread_to_spare_work_waits_for_the_first(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    threads.start()
+    eventually(lambda: threads._idle._value == 1, PATIENCE)
+    go, done = threading.Event(), threading.Semaphore(0)
+    threads.submit(go.wait)
+    with monkeypatch.context() as lack:
+        lack.setattr(threading.Thread, "start", no_thread)
+        for _ in range(3):
+            threads.submit(done.release)
+    assert caplog.text.count("waits for one of 1: can't start new thread") == 3
+    go.set()
+    for _ in range(3):
+        assert done.acquire(timeout=PATIENCE)
+    # What waited for it has not made it seem idle more often than it is.
+    together = threading.Barrier(4)
+    for _ in range(3):
+        threads.submit(together.wait, PATIENCE)
+    together.wait(PATIENCE)
+
+
 def test_a_call_that_fails_ends_nothing(
     threads: Threads, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
-import socketserver
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from proxy import proxied
 from workers import FAST, eventually
 
 CHILDREN = Path(__file__).parent / "children"
@@ -27,88 +22,6 @@ def lines(path):
 
 
 # --- a connection that is cut ---------------------------------------------------------
-
-
-class Proxy(socketserver.ThreadingTCPServer):
-    """Passes bytes on to one port of this machine, until it is told to cut.
-
-    Arguments:
-        port: where the server listens.
-    """
-
-    daemon_threads = False
-    block_on_close = True
-    request_queue_size = 50
-
-    def __init__(self, port: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Link)
-        self.target = port
-        self.cuts = 0
-        self.links: set[socket.socket] = set()
-        #: Of a direction, "up" to the server or "down": bytes until the next cut.
-        self.left: dict[str, int] = {}
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def cut_after(self, direction: str, count: int) -> None:
-        self.left[direction] = count
-
-    def close(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        for link in list(self.links):
-            with suppress(OSError):
-                link.shutdown(socket.SHUT_RDWR)
-        self.server_close()
-
-    def passes(self, direction: str, data: bytes) -> tuple[bytes, bool]:
-        """What of it goes through, and whether the connection goes on."""
-        left = self.left.get(direction)
-        if left is None:
-            return data, True
-        if len(data) <= left:
-            self.left[direction] = left - len(data)
-            return data, True
-        del self.left[direction]
-        self.cuts += 1
-        return data[:left], False
-
-
-class _Link(socketserver.BaseRequestHandler):
-    server: Proxy
-
-    def handle(self) -> None:
-        with socket.create_connection(("127.0.0.1", self.server.target)) as server:
-            self.server.links |= {self.request, server}
-            up = threading.Thread(target=self.pump, args=("up", self.request, server))
-            up.start()
-            self.pump("down", server, self.request)
-            up.join()
-            self.server.links -= {self.request, server}
-
-    def pump(self, name: str, source: socket.socket, sink: socket.socket) -> None:
-        with suppress(OSError):
-            goes_on = True
-            while goes_on and (data := source.recv(65536)):
-                data, goes_on = self.server.passes(name, data)
-                sink.sendall(data)
-        for end in (source, sink):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-
-@contextmanager
-def proxied(servers, kind) -> Iterator[tuple[str, str, Proxy]]:
-    """The broker's address, the same through a proxy, and that."""
-    lease = servers.shared(kind).lease()
-    address = urlsplit(lease.url)
-    proxy = Proxy(address.port)
-    port = proxy.server_address[1]
-    try:
-        yield lease.url, lease.url.replace(f":{address.port}", f":{port}"), proxy
-    finally:
-        proxy.close()
-        lease.release()
 
 
 #: Bytes until a cut. Down are messages of some hundred bytes; up is, of a worker that

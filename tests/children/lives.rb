@@ -25,7 +25,7 @@ def answer(payload)
     args[1]
   when "late", "early"
     sleep rand * 0.03
-    write(args[0], Process.pid)
+    write(args[0], [*args[1..], Process.pid].join(" "))
     sleep rand * 0.03
   when "gate"
     write(args[0], Process.pid)

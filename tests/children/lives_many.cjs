@@ -12,7 +12,7 @@ const serve = async ({ id, payload }) => {
   await nap();
   if (cancelled.has(id)) return say({ id, status: 'cancelled' });
   say({ op: 'progress', id, meta: { pid: process.pid } });
-  fs.appendFileSync(payload.args[0], `${process.pid}\n`);
+  fs.appendFileSync(payload.args[0], `${[...payload.args.slice(1), process.pid].join(' ')}\n`);
   await nap();
   return say({ id, status: 'ok' });
 };
