@@ -19,6 +19,8 @@ from celery_linepool.cli import linepool
 from celery_linepool.metrics import Collector
 from celery_linepool.settings import OF_THE_WORKER, PoolSettings, read
 
+pytestmark = pytest.mark.newest_celery
+
 HOME = Path(__file__).parent.parent
 DOCS = HOME / "docs"
 PACKAGE = Path(celery_linepool.__file__).parent
