@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any, Dict, Tuple
@@ -18,6 +20,9 @@ from .measure import measure
 from .page import Results, page, table
 from .rows import ROWS, Row
 from .site import HOME, Site
+
+#: Tasks that no scale goes below: of fewer there is no rate.
+FEWEST = 8
 
 
 @click.command()
@@ -50,19 +55,28 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     path = out / "figures.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
-    site = Site()
+    # Whoever ends it ends the servers and workers as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    site, failed = Site(), []
     try:
         for row in ROWS:
             if only and row.name not in only:
                 continue
             click.echo(f"\n{row.title} ({row.name})")
-            figures[row.name] = figures_of(row, rounds, scale, also, site)
+            try:
+                figures[row.name] = figures_of(row, rounds, scale, also, site)
+            except RuntimeError as exc:
+                failed.append(row.name)
+                click.echo(exc, err=True)
+                continue
             click.echo("\n".join(table(figures[row.name]["found"], row.probe)))
             # After each row: who interrupts it keeps the others.
             path.write_text(json.dumps(figures, indent=1) + "\n")
             (out / "README.md").write_text(page(figures, draw(figures, out)))
     finally:
         site.close()
+    if failed:
+        raise click.ClickException(f"not measured: {', '.join(failed)}")
 
 
 def figures_of(
@@ -108,7 +122,8 @@ def run(
 
 def scaled_case(row: Row, who: str, scale: float) -> Case:
     case = case_of(who, **row.case)
-    case.tasks = max(1, int(row.fewer.get(who, case.tasks) * scale))
+    tasks = row.fewer.get(who, case.tasks)
+    case.tasks = max(min(tasks, FEWEST), int(tasks * scale))
     return case
 
 

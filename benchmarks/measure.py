@@ -48,6 +48,8 @@ def measure(case: Case, site: Site) -> Found:
         with pinging(running) as answers:
             running.wait(running.done, int(TO * case.tasks))
         cpu, done = running.cpu() - cpu, running.done() - first
+        if not done:
+            raise RuntimeError(f"{case}: too few tasks to count; raise --scale")
         own, children = running.memory()
         found = {
             "rate": _rate(running.samples(), case.tasks),

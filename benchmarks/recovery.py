@@ -18,14 +18,13 @@ from .measure import Found, Probe
 from .site import RAILS_ENV, Site
 from .workers import Workers, workers
 
-#: Kills, and boots, of which the medians are taken.
-TIMES = 5
 #: Milliseconds of the task that is killed.
 LONG = 60_000
 
 
 def recovery(case: Case, site: Site) -> Found:
-    boots = [_boot(case, site) for _ in range(TIMES)]
+    """A case's tasks are the times that this is done; these are the medians."""
+    boots = [_boot(case, site) for _ in range(case.tasks)]
     with workers(case, site, notes=True, losses=True) as running:
         gaps = _kill_and_wait(running)
     boot, gap = statistics.median(boots), statistics.median(gaps)
@@ -70,9 +69,10 @@ def _boot(case: Case, site: Site) -> float:
 def _kill_and_wait(running: Workers) -> List[float]:
     """Three tasks each time: one to warm up, one that is killed, one that waits."""
     case, gaps = running.case, []
+    times = case.tasks
     with running.publisher() as publish:
         running.start()
-        for number in range(0, 3 * TIMES, 3):
+        for number in range(0, 3 * times, 3):
             for offset, milliseconds in enumerate((0, LONG, 0)):
                 case.args = [milliseconds]
                 publish(number + offset)

@@ -145,7 +145,7 @@ ROWS: List[Row] = [
         "The same in Rails",
         ("linepool", "process"),
         {"child": "rails"},
-        {"process": 20},
+        {"process": 8},
         aim="300",
     ),
     Row(
@@ -186,7 +186,7 @@ ROWS: List[Row] = [
         "recovery",
         "From `kill -9` of a busy child to the next reply, against its boot",
         ("linepool child=rails", "linepool child=ruby"),
-        {"concurrency": 1, "prefetch": 1, "tasks": 1},
+        {"concurrency": 1, "prefetch": 1, "tasks": 5},
         probe=RECOVERY,
         aim="at most 50 ms more than the boot",
     ),
