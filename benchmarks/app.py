@@ -6,12 +6,12 @@ a text that comes back, done by the same child program.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
 import threading
 import time
-import urllib.request
 from typing import Any, Dict, Optional
 
 import orjson
@@ -19,11 +19,15 @@ from celery import Celery, bootsteps, signals
 from celery.concurrency.base import BasePool
 from celery.worker import state
 
+from .notes import Notes
+
 #: Seconds between two looks at how many tasks are done.
 LOOK = 0.02
 
 conf: Dict[str, Any] = json.loads(os.environ["BENCH_CONF"])
 contender: str = conf["contender"]
+#: Where the child runs, and how.
+process: Dict[str, Any] = {"cwd": conf["cwd"], "env": {**os.environ, **conf["env"]}}
 command = conf["command"]
 
 app = Celery("bench", broker=conf["broker"], backend=conf["backend"])
@@ -31,12 +35,17 @@ app.conf.update(
     task_ignore_result=conf["backend"] is None,
     worker_prefetch_multiplier=conf["prefetch"],
     broker_connection_retry_on_startup=True,
-    worker_enable_remote_control=False,
+    worker_enable_remote_control=conf.get("remote_control", False),
     result_expires=600,
     **conf["settings"],
 )
 if contender == "linepool":
     app.conf.linepool_command = command
+    app.conf.linepool_env = conf["env"]
+    if conf["cwd"]:
+        app.conf.linepool_cwd = conf["cwd"]
+# Kept: signals hold their receivers weakly.
+notes = Notes(conf["notes"], conf.get("stopwatch", False)) if conf["notes"] else None
 
 
 class Sampler(bootsteps.StartStopStep):
@@ -83,7 +92,7 @@ class Pipe:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **process
         )
 
     def ask(self, id: str, args: Any) -> Any:
@@ -117,16 +126,22 @@ def by_pipe(id: str, args: Any) -> Any:
 def by_process(id: str, args: Any) -> Any:
     payload = {"task": "bench.work", "args": args, "kwargs": {}, "meta": {}}
     line = orjson.dumps({"id": id, "payload": payload}) + b"\n"
-    said = subprocess.run(command, input=line, stdout=subprocess.PIPE, check=True)
+    said = subprocess.run(
+        command, input=line, stdout=subprocess.PIPE, check=True, **process
+    )
     return orjson.loads(said.stdout).get("result")
 
 
 def by_http(id: str, args: Any) -> Any:
-    request = urllib.request.Request(
-        conf["url"], orjson.dumps(args), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request) as response:
-        return orjson.loads(response.read())
+    if not hasattr(_own, "http"):
+        _own.http = http.client.HTTPConnection(conf["http"])
+    headers = {"Content-Type": "application/json"}
+    _own.http.request("POST", "/", orjson.dumps(args), headers)
+    response = _own.http.getresponse()
+    said = response.read()
+    if response.status != 200:
+        raise RuntimeError(f"HTTP {response.status}: {said!r}")
+    return orjson.loads(said)
 
 
 WAYS = {"threads": by_pipe, "prefork": by_pipe, "process": by_process, "http": by_http}

@@ -24,8 +24,11 @@ from celery_linepool.pool import LinePool
 from celery_linepool.settings import read
 from celery_linepool.tasks import register
 
-from .measure import CHILDREN
+from .contenders import CHILDREN, Case
+from .measure import CHEAPER, FASTER, Found, Probe
+from .site import Site
 
+COMMAND = CHILDREN["perl"].command
 NAME = "bench.work"
 ROUNDS = 5
 BODY = b'[[], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
@@ -62,7 +65,7 @@ def tracer_alone(count: int) -> None:
 def bare_pipe(count: int) -> None:
     """Write a line, read a line: the least that any pool of children can do."""
     with subprocess.Popen(
-        CHILDREN["perl"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdin and process.stdout
         for id in ids(count):
@@ -126,12 +129,32 @@ def timed(call: Callable[..., None], count: int, *args: Any) -> Tuple[float, flo
     return min(cpu for cpu, _ in found), max(rate for _, rate in found)
 
 
+def round_trips(case: Case, site: Site) -> Found:
+    """A contender of its own kind: a part of this file, without a worker."""
+    app = Celery("bench", broker="memory://")
+    app.conf.update(linepool_command=COMMAND)
+    begin, cpu = time.perf_counter(), time.process_time()
+    if case.contender == "child":
+        child_object(case.tasks, app)
+    else:
+        bare_pipe(case.tasks)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - begin
+    return {"rate": case.tasks / wall, "cpu": cpu / case.tasks}
+
+
+TRIPS = Probe(
+    round_trips,
+    (("round trips/s", "rate", 1), ("CPU µs", "cpu", 1e6)),
+    (FASTER, CHEAPER),
+)
+
+
 @click.command()
 @click.option("--count", default=4000, show_default=True, help="Tasks of a round.")
 def main(count: int) -> None:
     """Print a Markdown table."""
     app = Celery("bench", broker="memory://")
-    app.conf.update(task_ignore_result=True, linepool_command=CHILDREN["perl"])
+    app.conf.update(task_ignore_result=True, linepool_command=COMMAND)
     app.task(name="bench.python")(nothing)
     app.finalize()
     register(app, NAME)

@@ -1,78 +1,136 @@
 """The benchmarks run, and what they are there to show holds with a wide margin.
 
-Only ratios, of contenders that ran one after the other.
+Only ratios, of contenders that ran one after the other; never of times that one wait of
+a busy machine decides.
 """
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from benchmarks.__main__ import page, table  # noqa: E402
-from benchmarks.measure import Case, Found, measure  # noqa: E402
-from benchmarks.rows import ROWS, Row  # noqa: E402
+from benchmarks.contenders import CHILDREN, CONTENDERS, Case, case_of
+from benchmarks.latency import added
+from benchmarks.measure import RATE, Found, measure
+from benchmarks.page import page, table
+from benchmarks.recovery import recovery
+from benchmarks.rows import ROWS
+from benchmarks.site import Site
+from benchmarks.workers import together
+
+pytestmark = pytest.mark.timeout(400)
 
 pytestmark = pytest.mark.newest_celery
 
 
 @pytest.fixture
-def urls(servers: Any) -> Iterator[dict[str, str]]:
-    leases = {kind: servers.shared(kind).lease() for kind in ("redis", "rabbitmq")}
-    yield {kind: lease.url for kind, lease in leases.items()}
-    for lease in leases.values():
-        lease.release()
+def site(servers: Any) -> Iterator[Site]:
+    site = Site(servers)
+    yield site
+    site.close()
 
 
-@pytest.mark.timeout(400)
-def test_a_process_per_task_is_many_times_slower(urls: dict[str, str]) -> None:
-    warm = measure(Case("linepool", urls["redis"], tasks=2000, child="ruby"))
-    cold = measure(Case("process", urls["redis"], tasks=40, child="ruby"))
-    assert warm.rate > 20 * cold.rate
-    assert warm.cpu < cold.cpu / 20
+def of(site: Site, contender: str, **situation: Any) -> Found:
+    return measure(case_of(contender, **situation), site)
 
 
-@pytest.mark.timeout(400)
-def test_one_child_with_many_tasks_needs_little_memory(urls: dict[str, str]) -> None:
+def test_a_process_per_task_is_many_times_slower(site: Site) -> None:
+    ruby: dict[str, Any] = {"broker": "redis", "child": "ruby"}
+    warm = of(site, "linepool", tasks=2000, **ruby)
+    cold = of(site, "process", tasks=40, **ruby)
+    assert warm["rate"] > 20 * cold["rate"]
+    assert warm["cpu"] < cold["cpu"] / 20
+
+
+def test_rails_by_every_way(site: Site) -> None:
+    rails: dict[str, Any] = {"child": "rails", "args": [5], "concurrency": 2}
+    cold = of(site, "process", broker="redis", tasks=8, **rails)
+    for contender in (
+        "linepool",
+        "linepool concurrency=1 +inflight=2",
+        "http",
+        "sidekiq",
+    ):
+        warm = of(site, contender, broker="redis", tasks=200, **rails)
+        assert warm["rate"] > 10 * cold["rate"], contender
+        assert warm["cpu"] < cold["cpu"] / 20, contender
+
+
+def test_one_child_with_many_tasks_needs_little_memory(site: Site) -> None:
     work: dict[str, Any] = {"args": [50], "tasks": 600, "child": "node"}
-    settings = {"linepool_inflight": 16}
-    one = measure(
-        Case("linepool", urls["rabbitmq"], concurrency=1, settings=settings, **work)
-    )
-    many = measure(Case("linepool", urls["rabbitmq"], concurrency=16, **work))
-    assert one.rate > 0.7 * many.rate
+    one = of(site, "linepool concurrency=1 +inflight=16", **work)
+    many = of(site, "linepool concurrency=16", **work)
+    assert one["rate"] > 0.7 * many["rate"]
     # Of 16 they would be 16 times as much, but for what processes share.
-    assert one.children_pss < 0.6 * many.children_pss
+    assert one["children_pss"] < 0.6 * many["children_pss"]
 
 
-@pytest.mark.timeout(400)
-def test_the_worker_needs_less_memory_than_processes(urls: dict[str, str]) -> None:
-    both = [
-        measure(Case(who, urls["redis"], concurrency=8, tasks=800))
+def test_the_worker_needs_less_memory_than_processes(site: Site) -> None:
+    ours, theirs = (
+        of(site, who, broker="redis", concurrency=8, tasks=800)
         for who in ("linepool", "prefork")
-    ]
-    assert both[0].worker_pss < 0.5 * both[1].worker_pss
+    )
+    assert ours["worker_pss"] < 0.5 * theirs["worker_pss"]
+
+
+def test_a_killed_child_is_replaced_about_as_fast_as_it_boots(site: Site) -> None:
+    found = recovery(case_of("linepool child=ruby concurrency=1", tasks=3), site)
+    # A wait of ours, such as a back-off of a second, would be ten boots.
+    assert found["recovery"] < 10 * found["boot"]
+
+
+def test_what_the_pool_adds_is_noted_of_each_task(site: Site) -> None:
+    found = added(case_of("linepool", tasks=100, pace=100, broker="redis"), site)
+    assert 0 < found["before"] + found["after"]
+    assert 0 < found["p50"] <= found["p99"]
+
+
+def test_a_contender_is_named_with_its_options() -> None:
+    case = case_of("linepool +inflight=4 +stderr=inherit workers=2", concurrency=8)
+    assert case == Case(
+        "linepool",
+        settings={"linepool_inflight": 4, "linepool_stderr": "inherit"},
+        workers=2,
+        concurrency=8,
+    )
+
+
+def test_several_workers_count_together() -> None:
+    first = [(1.0, 1), (3.0, 5)]
+    assert together([first, [(2.0, 2)]]) == [(1.0, 1), (2.0, 3), (3.0, 7)]
+
+
+def found(rate: float, cpu: float) -> Found:
+    return {"rate": rate, "cpu": cpu, "worker_pss": 30, "children_pss": 40}
 
 
 def test_a_table_compares_with_the_first_round_by_round() -> None:
-    found = {
-        "linepool": [Found(100, 0.1, 10, 20), Found(300, 0.2, 10, 20)],
-        "other": [Found(50, 0.3, 30, 40), Found(100, 0.5, 30, 40)],
+    results = {
+        "linepool": [found(100, 0.1), found(300, 0.2)],
+        "other": [found(50, 0.3), found(100, 0.5)],
     }
-    head, _, ours, theirs = table(found)
+    head, _, ours, theirs = table(results, RATE)
     assert [cell.strip() for cell in theirs.split("|")[1:-1]] == [
-        *("other", "75", "2.50", "2.00 to 3.00", "400000", "30", "40")
+        *("other", "75", "400000", "30", "40"),
+        *("2.50 (2.00 to 3.00)", "2.75 (2.50 to 3.00)"),
     ]
-    assert ours.split("|")[3].strip() == "1.00"
-    row = Row("name", "A title", ("linepool", "other"))
-    assert f"## A title\n\n{head}" in page([row], {"name": found}, 2)
+    assert "| 1.00 | 1.00 |" in ours
+    row = ROWS[0]
+    text = page({row.name: {"about": {"rounds": 2}, "found": results}})
+    assert f"## {row.title}\n\n{head}" in text
+    assert f"`{row.name}`; rounds 2." in text
+    assert re.search(rf"Not measured yet: .*`{ROWS[1].name}`", text)
 
 
-def test_rows_have_names_of_their_own() -> None:
+def test_each_row_can_be_run() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
-    assert all(row.contenders[0].startswith("linepool") for row in ROWS)
+    for row in ROWS:
+        assert set(row.fewer) <= set(row.contenders)
+        for who in row.contenders:
+            case = case_of(who, **row.case)
+            assert case.child in CHILDREN
+            assert case.contender in CONTENDERS or row.name == "trips"

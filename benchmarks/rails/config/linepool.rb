@@ -1,0 +1,1 @@
+Linepool.task("bench.work") { |*arguments| Work.call(*arguments) }
