@@ -21,9 +21,7 @@ from benchmarks.rows import ROWS
 from benchmarks.site import Site
 from benchmarks.workers import together
 
-pytestmark = pytest.mark.timeout(400)
-
-pytestmark = pytest.mark.newest_celery
+pytestmark = [pytest.mark.newest_celery, pytest.mark.timeout(400)]
 
 
 @pytest.fixture
