@@ -21,7 +21,7 @@ html_theme = "furo"
 html_title = f"celery-linepool {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_copy_source = False
+html_copy_source = html_show_sourcelink = False
 # Settings and protocol lines are read as they are typed.
 smartquotes = False
 highlight_language = "none"

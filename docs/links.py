@@ -2,7 +2,7 @@
 
 Files at the root of the repository that are pages have a stub here, which becomes the
 file's text. A link to another file is a download (MyST does that), and one to a folder
-is the folder's name: a site has no such page.
+is its name, unless it has a page: a site has no listings.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ def _link(was: Path, here: Path, match: "re.Match[str]") -> str:
     """A link of a page in `was` that is now in `here`."""
     text, path, anchor = match.groups()
     target = (was / path).resolve()
+    if (target / "README.md").exists() and DOCS in target.parents:
+        target /= "README.md"
     if target.is_dir():
-        return f"{text} (`{target.relative_to(ROOT)}/`)"
+        name = f"`{target.relative_to(ROOT)}/`"
+        return name if text.strip("`/") in name else f"{text} ({name})"
     if not target.exists():
         return match[0]  # not a link: a line of code
     for name, page in PAGES.items():

@@ -16,7 +16,7 @@ from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
 LOOK = """
-    rankdir=LR; bgcolor=transparent; nodesep=0.4; ranksep=0.7
+    rankdir=LR; bgcolor=transparent; nodesep=0.5; ranksep=0.8
     node [shape=box style=rounded fontname="sans-serif" fontsize=12 height=0.4]
     edge [fontname="sans-serif" fontsize=11 arrowsize=0.7]
     "" [shape=circle style=filled label="" width=0.12 height=0.12]
@@ -40,7 +40,7 @@ def drawing(moves: Mapping[Any, Any]) -> str:
     lines += [f'    "{state.value}" [peripheries=2]' for state in last]
     lines += [
         f'    "{start}" -> "{end}" [label="{chr(10).join(ways)}"]'
-        for (start, end), ways in sorted(edges.items())
+        for (start, end), ways in edges.items()
     ]
     return "digraph {" + "\n".join(lines) + "\n}"
 
