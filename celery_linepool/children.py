@@ -154,6 +154,11 @@ class Children:
         """Boots that failed since the last one that did not. From any thread."""
         return self._nursery.backoff.failures
 
+    @property
+    def next_boot_in(self) -> Optional[float]:
+        """Seconds until a boot is tried again; None if none has failed."""
+        return self._nursery.next_boot_in()
+
     def members(self) -> List[Member]:
         """Every child, also those that end. From any thread: one slice is atomic."""
         return self._nursery.members[:]
@@ -465,7 +470,7 @@ class Children:
             "generation": self._nursery.generation,
             "reset_error": self._nursery.reset_error,
             "failed_boots": self.failed_boots,
-            "next_boot_in": self._nursery.next_boot_in(),
+            "next_boot_in": self.next_boot_in,
             "waiting": self.waiting,
             "waiting_seconds": self._waiting_seconds(),
             "settling": self._settling,

@@ -44,6 +44,11 @@ class Collector:
             "Boots that failed since the last one that did not.",
             labels=["pool"],
         )
+        retry = GaugeMetricFamily(
+            "linepool_next_boot_seconds",
+            "Until a boot is tried again, after one has failed.",
+            labels=["pool"],
+        )
         tasks = CounterMetricFamily(
             "linepool_tasks", "Tasks by what came of them.", labels=["pool", "outcome"]
         )
@@ -61,11 +66,12 @@ class Collector:
             memory.add_metric([name], 1024 * sum(m.memory for m in members))
             waiting.add_metric([name], pool.waiting)
             backoff.add_metric([name], pool.failed_boots)
+            retry.add_metric([name], pool.next_boot_in or 0)
             for outcome, count in list(pool.figures.outcomes.items()):
                 tasks.add_metric([name, outcome], count)
             for cause, count in list(pool.figures.restarts.items()):
                 restarts.add_metric([name, cause], count)
-        yield from (children, memory, waiting, backoff, tasks, restarts)
+        yield from (children, memory, waiting, backoff, retry, tasks, restarts)
         yield from self._histograms()
 
     def _histograms(self) -> Iterator[Any]:

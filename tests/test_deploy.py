@@ -167,6 +167,31 @@ def test_the_unit_is_one_for_systemd(tmp_path):
     assert "linepool@" not in done.stderr, done.stderr
 
 
+def test_the_steps_of_the_dockerfile():
+    """There is no engine here to build it with: its lines, and what they rest on."""
+    text = (DEPLOY / "Dockerfile").read_text()
+    joined = re.sub(r"\\\\\n\s*", "", re.sub(r"^#.*\n", "", text, flags=re.M))
+    steps = [line.split(maxsplit=1) for line in joined.splitlines() if line]
+    kinds = [kind for kind, _ in steps]
+    assert kinds[0] == "FROM" and kinds[-2:] == ["ENTRYPOINT", "CMD"]
+    assert kinds.index("USER") > max(n for n, k in enumerate(kinds) if k == "RUN")
+    for kind, line in steps:
+        if kind == "RUN":
+            subprocess.run(["sh", "-n", "-c", line], check=True)
+    # What is started is installed: tini by Debian, celery where PATH begins.
+    [installed] = [line for _, line in steps if "apt-get install" in line]
+    [entry] = [json.loads(line) for kind, line in steps if kind == "ENTRYPOINT"]
+    assert entry == ["tini", "--"] and "tini" in installed.split()
+    [environment] = [line for kind, line in steps if kind == "ENV"]
+    [home] = re.findall(r"python3 -m venv (\S+)", joined)
+    assert environment.startswith(f"PATH={home}/bin:")
+    # And what pip is asked for exists.
+    [extras] = re.findall(r'"celery-linepool\[(.*?)\]"', joined)
+    setup = configparser.ConfigParser()
+    setup.read(HOME / "setup.cfg")
+    assert set(extras.split(",")) <= set(setup["options.extras_require"])
+
+
 # --- the probes -----------------------------------------------------------------------
 
 

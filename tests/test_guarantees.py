@@ -81,6 +81,22 @@ def test_a_late_task_of_a_killed_worker_runs_again(
     assert str(worker.result(result)) == lines(begun)[1]
 
 
+if celery.VERSION >= (5, 5):
+
+    def test_a_quorum_queue_has_work_for_every_child(start_worker, tmp_path):
+        """Its prefetch count cannot be changed any more once the worker consumes."""
+        begun, go = tmp_path / "begun", tmp_path / "go"
+        conf = {"linepool_size": 3, "worker_prefetch_multiplier": 1}
+        worker = start_worker(
+            "rabbitmq", CHILD, args=("-c", "1"), conf=conf, tasks=QUORUM
+        )
+        gate = ("lives.gate", (str(begun), str(go)))
+        results = [worker.module.app.send_task(*gate) for _ in range(3)]
+        eventually(lambda: len(lines(begun)) == 3, timeout=30)
+        go.touch()
+        assert len({worker.result(result) for result in results}) == 3
+
+
 def test_the_filesystem_broker_forgets_what_it_has_delivered(start_worker, tmp_path):
     begun, go = tmp_path / "begun", tmp_path / "go"
     worker = start_worker(

@@ -80,7 +80,9 @@ def imported(name: str) -> set[str]:
 
 
 def own_imports(name: str) -> set[str]:
-    return {module[1:] for module in imported(name) if module.startswith(".")}
+    # The kit is another house, which stands on this one.
+    own = {module[1:] for module in imported(name) if module.startswith(".")}
+    return {module for module in own if not module.startswith("kit.")}
 
 
 def others(name: str) -> set[str]:

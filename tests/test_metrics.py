@@ -17,10 +17,10 @@ LIVES = ["ruby", str(Path(__file__).parent / "children" / "lives.rb")]
 
 @pytest.fixture
 def metered(start_worker):
-    def start(**options):
+    def start(command=LIVES, more=()):
         [port] = free_ports(1)
-        conf = {"linepool_metrics": f"127.0.0.1:{port}"}
-        worker = start_worker(command=LIVES, args=("-c", "2"), conf=conf, **options)
+        conf = {"linepool_metrics": f"127.0.0.1:{port}", **dict(more)}
+        worker = start_worker(command=command, args=("-c", "2"), conf=conf)
         return worker, f"http://127.0.0.1:{port}/metrics"
 
     return start
@@ -60,6 +60,20 @@ def test_what_is_counted(metered):
     assert 0 < found[("linepool_run_seconds_sum",)] < 60
     eventually(lambda: scrape(url)[("linepool_memory_bytes",)] > 1_000_000)
     assert found[("linepool_wait_seconds_count",)] == 4
+
+
+def test_a_pool_that_does_not_boot(metered, tmp_path):
+    picky = ["ruby", str(Path(LIVES[1]).with_name("boots_unless.rb"))]
+    (tmp_path / "broken").touch()
+    worker, url = metered(
+        command=[*picky, str(tmp_path / "broken")],
+        more={"linepool_wait_for_boot": True, "linepool_handshake": "required"},
+    )
+    task = worker.send("any")
+    eventually(lambda: scrape(url)[("linepool_failed_boots",)] >= 2)
+    eventually(lambda: scrape(url)[("linepool_next_boot_seconds",)] > 0)
+    assert scrape(url)[("linepool_waiting_tasks",)] == 1 and not task.ready()
+    assert scrape(url)[("linepool_children", "idle")] == 0
 
 
 def test_an_address_that_is_taken_stops_no_worker(metered, start_worker):

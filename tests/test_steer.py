@@ -49,6 +49,24 @@ def test_stats(worker, linepool):
     code, output = linepool("stats", "--json")
     found = json.loads(output[output.index("{") :])
     assert found[worker.nodename]["one"]["children"][0]["pid"] == pid
+    holds_what_is_promised(found[worker.nodename]["one"])
+
+
+def holds_what_is_promised(pool):
+    """By pool, and by child; and it stays a small message with many children."""
+    [child] = pool.pop("children")
+    assert pool["command"] == LIVES and pool["outcomes"] == {"ok": 1}
+    assert set(pool) >= {
+        *("size", "paused", "generation", "reset_error", "failed_boots"),
+        *("next_boot_in", "waiting", "waiting_seconds", "restarts", "replaced"),
+    }
+    for name in ("wait_seconds", "run_seconds", "boot_seconds"):
+        assert set(pool[name]) == {"count", "p50", "p99"}
+    assert set(child) >= {
+        *("pid", "slot", "state", "generation", "tasks", "inflight", "doing"),
+        *("age_seconds", "boot_seconds", "memory_kib", "retiring"),
+    }
+    assert len(json.dumps(child)) < 400 and len(json.dumps(pool)) < 1000
 
 
 def test_reset_scale_pause_and_resume(worker, linepool):
