@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kombu.serialization import registry
 from kombu.utils import json as kombus
 
-from celery_linepool.body import JSON, accepts_json, decoded, trace
+from celery_linepool.body import JSON, LONGEST, accepts_json, decoded, trace
 
 VALUES = st.recursive(
     st.none()
@@ -70,7 +70,7 @@ def test_it_is_read_as_kombu_reads_what_it_wrote(args: Any, text: bool) -> None:
         r'[[{"\u005f_type__": "date", "__value__": "2026-01-02"}], {}, {}]',
         '[["ü", "\u2028", "\U0001f600"], {}, {}]',
         " [ [ ] , { } , { } ] \n",
-        "[" * 500 + "]" * 500,
+        "[" * 100 + "]" * 100,
     ],
 )
 def test_and_what_others_write(text: str) -> None:
@@ -84,6 +84,19 @@ def test_and_what_others_write(text: str) -> None:
 def test_what_is_broken_is_left_to_celery(body: Any) -> None:
     args = ("some.task", "id", {}, body, JSON, "utf-8")
     assert decoded(args) is args
+
+
+def test_so_is_what_is_long() -> None:
+    for size, read_here in ((LONGEST - 20, True), (LONGEST + 1, False)):
+        args = (
+            "some.task",
+            "id",
+            {},
+            b'[["%s"], {}, {}]' % (b"x" * size),
+            JSON,
+            "utf-8",
+        )
+        assert (decoded(args) is not args) == read_here
 
 
 def test_so_is_what_is_no_json() -> None:
