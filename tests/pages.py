@@ -25,7 +25,7 @@ class Page:
     """A page, by its sections."""
 
     def __init__(self, name: str) -> None:
-        text = (HOME / "docs" / name).read_text()
+        text = (HOME / name).read_text()
         self.sections: dict[str, str] = dict(
             re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
         )
@@ -98,6 +98,8 @@ class Reader:
             timeout=100,
         )
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+        if entered := re.search(r"(?m)^cd (\S+)$", text):
+            self.folder /= entered[1]
         return done.stdout
 
     def _leave_running(self, name: str, text: str) -> LocalProcess:

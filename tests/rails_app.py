@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import sqlite3
@@ -54,10 +55,16 @@ class RailsApp:
     def database(self, env: str = "") -> Path:
         return self.folder / "db" / f"{env or self.env['RAILS_ENV']}.sqlite3"
 
-    def count(self, table: str, env: str = "") -> int:
+    def rows(self, sql: str, env: str = "") -> list[tuple[str, ...]]:
+        """What the database says, each value as text."""
+        if url := self.env.get("DATABASE_URL"):
+            said = self.run("psql", "--csv", "--tuples-only", "--command", sql, url)
+            return [tuple(row) for row in csv.reader(said.splitlines())]
         with closing(sqlite3.connect(self.database(env), timeout=30)) as db:
-            found: int = db.execute(f"select count(*) from {table}").fetchone()[0]
-        return found
+            return [tuple(map(str, row)) for row in db.execute(sql)]
+
+    def count(self, table: str, env: str = "") -> int:
+        return int(self.rows(f"select count(*) from {table}", env)[0][0])
 
     def runner(self, code: str, **env: str) -> str:
         return self.run("bin/rails", "runner", code, **env).strip()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import threading
+import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -185,6 +187,43 @@ def test_a_job_is_enqueued_in_a_child_and_in_a_console(
     assert about["given"] == [1, {}, [], None, {'"s"': 2}]
     assert worker.result(worker.app.AsyncResult(charge)) == 5
     assert worker.result(worker.app.AsyncResult(added)) == 3
+
+
+ROUTES = """
+Rails.application.routes.draw do
+  get "/charge/:invoice", to: lambda { |env|
+    invoice = Invoice.find(env["action_dispatch.request.path_parameters"][:invoice])
+    [200, {}, [ChargeJob.set(wait: 0.1.seconds).perform_later(invoice).job_id]]
+  }
+end
+"""
+#: The application is loaded once, and its processes are forked off.
+PUMA = "workers 2\npreload_app!\nthreads 4, 4\n"
+
+
+def test_a_web_server_enqueues(start_rails, start_beside, jobs):
+    jobs.write("config/routes.rb", ROUTES)
+    jobs.write("config/puma.rb", PUMA)
+    worker = start_rails("rabbitmq")
+    create = "invoices.create"
+    ids = [worker.call(create, {**INVOICE, "number": n}) for n in range(8)]
+    env = {
+        **jobs.env,
+        "CELERY_BROKER_URL": worker.project.conf["broker_url"],
+        "CELERY_TASK_DEFAULT_QUEUE": worker.queue,
+    }
+    server = ("bin/rails", "server", "-b", "127.0.0.1", "-p", "0")
+    web = start_beside("env", "-C", str(jobs.folder), *server, env=env, name="web")
+    url = eventually(lambda: re.search(r"http://127.0.0.1:\d+", web.all_logs()))[0]
+
+    def get(invoice):
+        with urllib.request.urlopen(f"{url}/charge/{invoice}", timeout=60) as page:
+            return page.read().decode()
+
+    with ThreadPoolExecutor() as pool:
+        charged = list(pool.map(get, ids))
+    assert [worker.result(worker.app.AsyncResult(c)) for c in charged] == [1999] * 8
+    assert sorted(jobs.rows("select key from charges")) == sorted((c,) for c in charged)
 
 
 def test_many_are_enqueued_at_once_and_mails_later(start_rails, jobs):
@@ -432,3 +471,23 @@ def test_threads_forks_and_lost_connections(start_worker, rails, console, broker
         proxy.close()
     ids = {message.headers["id"] for message in sent(project.app, 204)}
     assert len(ids) == 204
+
+
+NOBODY_THERE = """
+%w[redis://127.0.0.1:1 amqp://127.0.0.1:1].each do |url|
+  Linepool.client = Linepool::Client.new(url)
+  job = ChargeJob.new(1)
+  job.enqueue
+rescue => error
+  puts [error.class, job.provider_job_id].inspect
+end
+"""
+
+
+def test_who_cannot_enqueue_is_told(rails):
+    said = rails.runner(NOBODY_THERE)
+    # Bunny says something, too.
+    assert [line for line in said.splitlines() if line.startswith("[")] == [
+        "[Redis::CannotConnectError, nil]",
+        "[Bunny::TCPConnectionFailedForAllHosts, nil]",
+    ]

@@ -167,7 +167,7 @@ def test_its_page_in_the_folder_of_an_app(shop, language, start_worker, tmp_path
     folder.mkdir()
     EXISTING[language](shop.folder, folder)
     reader = Reader(folder, redis)
-    page = Page(f"{language}.md")
+    page = Page(f"docs/{language}.md")
 
     def greets_otherwise():
         # Again: what is saved while entr is busy escapes it.
@@ -192,7 +192,7 @@ def test_the_code_on_its_page_is_that_of_the_example(language):
     kind, pattern, _ = CODE[language]
     example = HOME / "example_app" / language
     sources = [unindented(path.read_text()) for path in example.rglob(pattern)]
-    excerpts = Page(f"{language}.md").excerpts(kind)
+    excerpts = Page(f"docs/{language}.md").excerpts(kind)
     assert len(excerpts) >= 5
     for excerpt in excerpts:
         assert any(unindented(excerpt) in source for source in sources), excerpt

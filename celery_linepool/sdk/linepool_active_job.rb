@@ -3,7 +3,7 @@
 # ActiveJob over Celery, and a client that sends Celery tasks from any Ruby process.
 #
 #     # config/application.rb
-#     require_relative "../lib/linepool_active_job"
+#     require_relative "../vendor/linepool_active_job"
 #     config.active_job.queue_adapter = :celery_linepool
 #
 #     # in the child, before Linepool.run

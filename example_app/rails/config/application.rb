@@ -8,7 +8,7 @@ require "action_mailer/railtie"
 require "action_view/railtie"
 
 Bundler.require(*Rails.groups)
-require_relative "../lib/linepool_active_job"
+require_relative "../vendor/linepool_active_job"
 
 module Shop
   class Application < Rails::Application
