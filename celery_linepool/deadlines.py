@@ -110,8 +110,8 @@ class Deadlines:
 
     def _hard_limit(self, job: Job, seconds: float) -> None:
         job.timer = None
-        if job.settling:
-            return  # it has its reply; what is slow now is not the child
+        if job.settling or job.doomed is not None:
+            return  # it has its reply, or a revoke: the child is not too slow any more
         name = "linepool_timeout" if job.limit is None else "its time limit"
         what = f"exceeded {name} = {seconds:g} s"
         member: Optional[Member] = job.member

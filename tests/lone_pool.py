@@ -86,18 +86,39 @@ class Task(Job):
         return answer
 
 
+class House:
+    """What the pools of one worker share."""
+
+    def __init__(self) -> None:
+        self.engine = Engine()
+        self.guardian = Guardian()
+        self.drain = Drain()
+        self.guardian.start()
+        self.drain.start()
+        self.engine.start()
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.drain.stop()
+        self.guardian.stop()
+
+
 class LonePool:
     """A pool, and all that a worker has around it but Celery.
 
-    The monitor is not there either: `look` is called by the test.
+    The monitor is not there either: `look` is called by the test. A pool has a house of
+    its own, unless it gets one.
     """
 
-    def __init__(self, settings: PoolSettings, limits: Limits) -> None:
-        self.engine = Engine()
-        self._guardian = Guardian()
-        self._drain = Drain()
+    def __init__(
+        self, settings: PoolSettings, limits: Limits, house: House | None = None
+    ) -> None:
+        self._own = None if house else House()
+        house = house or self._own
+        assert house is not None
+        self.engine = house.engine
         self.children = Children(
-            settings, self.engine, self._guardian, self._drain, self, limits
+            settings, self.engine, house.guardian, house.drain, self, limits
         )
         self.boot_errors: list[BootError] = []
         #: What children said that they serve.
@@ -105,9 +126,6 @@ class LonePool:
         #: Ids of tasks that exceeded their soft time limit.
         self.late: list[str] = []
         self._ids = map(str, itertools.count(1))
-        self._guardian.start()
-        self._drain.start()
-        self.engine.start()
 
     def boot(self) -> BootError | None:
         """Start the children; why they do not start, if so."""
@@ -124,9 +142,8 @@ class LonePool:
     def close(self) -> None:
         self.engine.post(self.children.kill)
         self.stop()
-        self.engine.stop()
-        self._drain.stop()
-        self._guardian.stop()
+        if self._own is not None:
+            self._own.close()
 
     # --- for tests --------------------------------------------------------------------
 
