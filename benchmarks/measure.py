@@ -98,7 +98,7 @@ def pinging(running: Workers) -> Iterator[List[float]]:
 
     def ping() -> None:
         app = Celery(broker=running.site[running.case.broker], set_as_current=False)
-        while not ended.wait(0.2):
+        while not (answers or silent) or not ended.wait(0.2):
             begin = time.monotonic()
             replies = app.control.inspect(timeout=10, limit=1).ping()
             (answers if replies else silent).append(time.monotonic() - begin)

@@ -72,10 +72,12 @@ def _concurrency(figures: Figures, axes: Any) -> bool:
             for row in rows
         )
         axes.plot(*zip(*points), "o-", label=who) if points else None
+    if len(rows) < 2:
+        return False
     axes.set(xscale="log", xlabel="concurrency", ylabel="no-op tasks/s", ylim=(0, None))
     axes.set_title("No-op tasks, RabbitMQ, results ignored")
     axes.legend()
-    return len(rows) > 1
+    return True
 
 
 def _memory(figures: Figures, axes: Any) -> bool:

@@ -75,7 +75,8 @@ def test_the_worker_needs_less_memory_than_processes(site: Site) -> None:
 
 
 def test_a_killed_child_is_replaced_about_as_fast_as_it_boots(site: Site) -> None:
-    found = recovery(case_of("linepool child=ruby concurrency=1", tasks=3), site)
+    case = case_of("linepool child=ruby concurrency=1 broker=redis", tasks=3)
+    found = recovery(case, site)
     # A wait of ours, such as a back-off of a second, would be ten boots.
     assert found["recovery"] < 10 * found["boot"]
 
