@@ -12,11 +12,7 @@ import psutil
 import pytest
 import redis
 from proxy import proxied
-<<<<<<< HEAD
-from workers import FAST, eventually
-=======
-from workers import WorkerContainer, eventually
->>>>>>> 93beafe (A soak; the soft stop in the fault matrix; a silent broker, a backend that fails, a full disk, no process to spare)
+from workers import FAST, WorkerContainer, eventually
 
 CHILDREN = Path(__file__).parent / "children"
 LIVES = ["ruby", str(CHILDREN / "lives.rb")]
