@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from lone_pool import PATIENCE, LonePool, Task, eventually, script
 
-from celery_linepool.job import Loss
+from celery_linepool.job import Cancel, Loss
 from celery_linepool.recycle import Limits
 from celery_linepool.settings import PoolSettings
 
@@ -178,6 +178,23 @@ class Cell:
         assert is_gone(victim)
         return f"{seen}, goes"
 
+    def soft(self) -> str:
+        """The stop waits for a while, and then takes what still runs: as for a revoke.
+
+        Meanwhile tasks go on as ever, and so do faults.
+        """
+        task = self.pool.task("fault", *self.told("task"))
+        victim = self.signed("task.begun")
+        self.begin("task")
+        if not self.hangs:
+            self.wait(lambda: task.ended)
+        children = self.pool.children
+        self.pool.do(children.terminate, task, signal.SIGTERM, Cancel.SHUTDOWN)
+        seen = outcome(task)
+        self.pool.stop()
+        assert is_gone(victim)
+        return f"{seen}, goes"
+
     # --- and how to come there --------------------------------------------------------
 
     def told(self, name: str) -> tuple[str, str, str]:
@@ -327,15 +344,16 @@ def expected(moment: str, protocol: str, kind: str) -> str:
         seen = COLD.get(kind, "died") if PROTOCOLS[protocol] else "died"
         return f"{seen}, goes"
     idle, booting, busy = OUTCOMES[kind]
-    if moment == "reset":  # it is alone in its child
+    if moment in ("reset", "soft"):  # it is alone in its child
         alone = "protocol 2" if PROTOCOLS[protocol] else protocol
-        return of_protocol(busy, alone).replace("stays", "goes")
+        seen = of_protocol(busy, alone).replace("stays", "goes")
+        return seen.replace("limit", "terminated") if moment == "soft" else seen
     return of_protocol(
         {"idle": idle, "booting": booting, "busy": busy}[moment], protocol
     )
 
 
-MOMENTS = ("idle", "booting", "busy", "reset", "recycled", "warm", "cold")
+MOMENTS = ("idle", "booting", "busy", "reset", "recycled", "warm", "soft", "cold")
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import psutil
 import pytest
+import redis
 from proxy import proxied
-from workers import FAST, eventually
+from workers import FAST, WorkerContainer, eventually
 
 CHILDREN = Path(__file__).parent / "children"
 LIVES = ["ruby", str(CHILDREN / "lives.rb")]
@@ -63,7 +65,189 @@ def test_a_connection_is_cut_in_the_middle_of_a_message(
         assert worker.stop() == 0
 
 
+@pytest.mark.parametrize("kind", ["redis", "rabbitmq"])
+def test_a_broker_that_is_silent_and_slow(start_worker, servers, tmp_path, kind):
+    """What runs is finished, nothing runs twice, and afterwards all goes on."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    with proxied(servers, kind) as (url, through, proxy):
+        conf = {"broker_url": through, "task_acks_late": True}
+        worker = start_worker(kind, LIVES, args=("-c", "2"), conf=conf)
+        worker.app.conf.broker_url = url
+        gate = worker.send("lives.gate", str(begun), str(go))
+        eventually(lambda: lines(begun))
+        proxy.hold()
+        paths = [tmp_path / f"silent{n}" for n in range(5)]
+        silent = [worker.send("lives.work", str(path), 1) for path in paths]
+        go.touch()
+        assert str(worker.result(gate)) in lines(begun)
+        proxy.delay = 0.02
+        proxy.let_go()
+        slow = [tmp_path / f"slow{n}" for n in range(5)]
+        silent += [worker.send("lives.work", str(path), 1) for path in slow]
+        assert [worker.result(result) for result in silent] == [1] * 10
+        assert worker.inspect("ping") == {"ok": "pong"}
+        assert [len(lines(path)) for path in (begun, *paths, *slow)] == [1] * 11
+        assert worker.stop() == 0
+        assert worker.queue_size() == 0
+
+
+# --- a result backend that does not do as it should -----------------------------------
+
+IGNORES = """
+    from celery_linepool import ForeignTask
+
+    @app.task(base=ForeignTask, name="other.work", ignore_result=True)
+    def work(path, value): ...
+"""
+
+
+def test_a_silent_backend_costs_no_heartbeat(start_worker, servers, tmp_path):
+    """Nor the tasks of another pool; when it answers again, all is stored."""
+    stored, other = tmp_path / "stored", tmp_path / "other"
+    with proxied(servers, "redis") as (results, to_results, backend):
+        with proxied(servers, "rabbitmq") as (url, through, broker):
+            worker = start_worker(
+                "rabbitmq",
+                args=("-c", "1", "--without-gossip", "--without-heartbeat"),
+                conf={
+                    "broker_url": through,
+                    "broker_heartbeat": 2,
+                    "result_backend": to_results,
+                    "linepool_pools": {
+                        "stored": {"command": LIVES, "tasks": ["stored.*"]},
+                        "other": {"command": LIVES, "tasks": ["other.*"]},
+                    },
+                },
+                tasks=IGNORES,
+            )
+            worker.app.conf.update(broker_url=url, result_backend=results)
+            backend.hold()
+            sent = [worker.send("stored.work", str(stored), n) for n in range(3)]
+            eventually(lambda: lines(stored))
+            for number in range(10):
+                worker.send("other.work", str(other), number, ignore_result=True)
+            eventually(lambda: len(lines(other)) == 10)
+            assert worker.inspect("ping") == {"ok": "pong"}
+            for _ in range(4):  # it has nothing to say to its broker but that it lives
+                heard = broker.passed["up"]
+                eventually(lambda: broker.passed["up"] > heard)
+            backend.delay = 0.02
+            backend.let_go()
+            assert [worker.result(result) for result in sent] == [0, 1, 2]
+            assert "onnection to broker lost" not in worker.log
+            assert worker.stop() == 0
+
+
+def test_a_backend_that_refuses(start_worker, tmp_path):
+    """It costs a task its result, and nobody else anything."""
+    done, other = tmp_path / "done", tmp_path / "other"
+    worker = start_worker(
+        "rabbitmq", LIVES, args=("-c", "1"), tasks=IGNORES, private_backend=True
+    )
+    pid = worker.call("lives.pid")
+    with redis.Redis.from_url(worker.app.conf.result_backend) as client:
+        client.config_set("maxmemory", 1)
+        refused = worker.send("lives.work", str(done), 1)
+        eventually(lambda: lines(done))
+        worker.send("other.work", str(other), 1, ignore_result=True)
+        eventually(lambda: lines(other))
+        assert worker.inspect("ping") == {"ok": "pong"}
+        worker.wait_for_log("OutOfMemoryError|OOM command")
+        client.config_set("maxmemory", 0)
+    assert refused.state == "PENDING"
+    assert worker.call("lives.pid") == pid
+    assert worker.inspect("active") == [] and worker.queue_size() == 0
+    assert worker.stop() == 0
+
+
 # --- what the system has not ----------------------------------------------------------
+
+#: Somebody whose processes can be counted, and who may read what root may.
+SOMEBODY = 54321
+AS_SOMEBODY = [
+    *("setpriv", "--reuid", str(SOMEBODY)),
+    *("--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override"),
+]
+DOUBLE = """
+    @app.task(name="proj.double")
+    def double(number):
+        return 2 * number
+"""
+
+
+def limit_processes(pid, most):
+    """Of one process: it is told so by its own user, as root may be nobody here."""
+    command = [*AS_SOMEBODY, "prlimit", "--pid", str(pid), f"--nproc={most}:"]
+    subprocess.run(command, check=True)
+
+
+def test_no_process_for_a_new_child(start_worker, monkeypatch):
+    """EAGAIN, for threads as well: tasks wait, and the worker goes on."""
+    command = WorkerContainer.command
+    monkeypatch.setattr(
+        WorkerContainer, "command", lambda *a, **kw: [*AS_SOMEBODY, *command(*a, **kw)]
+    )
+    worker = start_worker(command=LIVES, args=("-c", "2"), tasks=DOUBLE)
+    first = worker.call("lives.pid")
+    seen = len(worker.log)
+    limit_processes(worker.pid, 1)
+    for child in worker.children("lives.rb"):
+        child.kill()
+    worker.wait_for_log("Resource temporarily unavailable.*trying again in", after=seen)
+    waiting = worker.send("lives.pid")
+    doubled = [worker.send("proj.double", n) for n in range(5)]
+    assert [worker.result(result) for result in doubled] == [0, 2, 4, 6, 8]
+    eventually(lambda: worker.log.count("trying again in") > 1)
+    assert waiting.state == "PENDING"
+    assert worker.inspect("ping") == {"ok": "pong"}
+    limit_processes(worker.pid, 10_000)
+
+    assert worker.result(waiting) != first
+    assert worker.stop() == 0
+    assert "a bug" not in worker.log
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that holds a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_under_the_filesystem_broker(start_worker, tmp_path, small_disk):
+    """Whoever sends is told; what is there is served, and afterwards all goes on."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    messages, control = small_disk / "messages", small_disk / "control"
+    messages.mkdir()
+    folders = dict.fromkeys(("data_folder_in", "data_folder_out"), str(messages))
+    folders["control_folder"] = str(control)
+    worker = start_worker(
+        "filesystem",
+        LIVES,
+        args=("-c", "1"),
+        conf={"broker_transport_options": folders},
+    )
+    gate = worker.send("lives.gate", str(begun), str(go))
+    eventually(lambda: lines(begun))
+    waits = worker.send("lives.pid")
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"):
+        with filler.open("wb", buffering=0) as file:
+            while file.write(bytes(1 << 12)):
+                pass
+    with pytest.raises(OSError, match="No space"):
+        worker.send("lives.pid")
+    go.touch()
+    pid = worker.result(gate)
+    assert worker.result(waits) == pid and worker.running
+    filler.unlink()
+    assert worker.call("lives.pid") == pid
+    assert worker.inspect("ping") == {"ok": "pong"}
+    assert worker.stop() == 0
 
 
 def test_no_descriptor_for_a_new_child(start_worker, tmp_path):

@@ -1,0 +1,77 @@
+"""The soak runs, accounts for what it did, and tells what grows from what does not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HOME = Path(__file__).parent.parent
+sys.path.insert(0, str(HOME))
+from benchmarks.soak.lines import LINES, judge, slope  # noqa: E402
+
+
+@pytest.mark.timeout(400)
+def test_a_short_soak(tmp_path: Path) -> None:
+    """Too short to be flat, and long enough to lose something."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "benchmarks.soak", "--minutes", "0.4"),
+            *("--faulty", "0.05", "--every", "1", "--out", str(tmp_path)),
+        ],
+        cwd=HOME,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=380,
+    )
+    assert done.returncode in (0, 3), done.stdout
+    assert ("GREW" in done.stdout) == (done.returncode == 3), done.stdout
+    found = json.loads((tmp_path / "soak.json").read_text())
+    assert found["broken"] == []
+    assert found["counts"]["ends"]["SUCCESS"] > found["counts"]["sent"] / 2 > 0
+    assert sum(found["counts"]["ends"].values()) == found["counts"]["sent"]
+    assert found["counts"]["faults"] and found["troubles"]
+    assert "<svg" in (tmp_path / "soak.svg").read_text()
+    assert "| descriptors of the worker |" in (tmp_path / "soak.md").read_text()
+
+
+def samples(**changed: Any) -> list[dict[str, Any]]:
+    """A hundred looks at a worker of which nothing grows but what is said."""
+    level = {**dict.fromkeys(LINES, 50.0), "p50_ms": None}
+    return [
+        {**level, "seconds": n, **{name: by(n) for name, by in changed.items()}}
+        for n in range(100)
+    ]
+
+
+def grows(**changed: Any) -> list[str]:
+    return [
+        name for name, line in judge(samples(**changed)).items() if not line["flat"]
+    ]
+
+
+def test_what_grows_is_found() -> None:
+    assert grows() == []
+    assert grows(memory_mib=lambda n: 50 + n / 10) == ["memory_mib"]
+    assert grows(fds=lambda n: 50 + n // 10, threads=lambda n: n) == ["fds", "threads"]
+    # What belongs to the machine is shown, and no more.
+    assert grows(p99_ms=lambda n: 50.0 * n) == []
+
+
+def test_a_warm_up_and_moments_are_no_growth() -> None:
+    assert grows(memory_mib=lambda n: min(n, 20)) == []
+    assert grows(processes=lambda n: 200 if n % 10 == 0 else 8) == []
+
+
+def test_the_slope_is_that_of_most() -> None:
+    xs = range(20)
+    assert slope(xs, [2 * x for x in xs]) == 2
+    assert slope(xs, [2 * x if x % 7 else 1000 for x in xs]) == pytest.approx(
+        2, abs=0.2
+    )
