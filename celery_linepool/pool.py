@@ -229,6 +229,8 @@ class LinePool(BasePool):  # type: ignore[misc]
                 consumer.qos.increment_eventually(wanted - initial)
             else:
                 consumer.qos.decrement_eventually(initial - wanted)
+            # Now, before it consumes: afterwards a quorum queue does not heed it.
+            consumer.qos.update()
 
     # --- tasks ------------------------------------------------------------------------
 

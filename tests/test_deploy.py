@@ -170,7 +170,7 @@ def test_the_unit_is_one_for_systemd(tmp_path):
 def test_the_steps_of_the_dockerfile():
     """There is no engine here to build it with: its lines, and what they rest on."""
     text = (DEPLOY / "Dockerfile").read_text()
-    joined = re.sub(r"\\\\\n\s*", "", re.sub(r"^#.*\n", "", text, flags=re.M))
+    joined = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", text, flags=re.M))
     steps = [line.split(maxsplit=1) for line in joined.splitlines() if line]
     kinds = [kind for kind, _ in steps]
     assert kinds[0] == "FROM" and kinds[-2:] == ["ENTRYPOINT", "CMD"]

@@ -86,9 +86,13 @@ if celery.VERSION >= (5, 5):
     def test_a_quorum_queue_has_work_for_every_child(start_worker, tmp_path):
         """Its prefetch count cannot be changed any more once the worker consumes."""
         begun, go = tmp_path / "begun", tmp_path / "go"
-        conf = {"linepool_size": 3, "worker_prefetch_multiplier": 1}
+        conf = {"worker_prefetch_multiplier": 1, "task_acks_late": True}
         worker = start_worker(
-            "rabbitmq", CHILD, args=("-c", "1"), conf=conf, tasks=QUORUM
+            "rabbitmq",
+            CHILD,
+            args=("-c", "1"),
+            conf={**conf, "linepool_size": 3},
+            tasks=QUORUM,
         )
         gate = ("lives.gate", (str(begun), str(go)))
         results = [worker.module.app.send_task(*gate) for _ in range(3)]

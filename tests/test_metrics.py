@@ -67,13 +67,17 @@ def test_a_pool_that_does_not_boot(metered, tmp_path):
     (tmp_path / "broken").touch()
     worker, url = metered(
         command=[*picky, str(tmp_path / "broken")],
-        more={"linepool_wait_for_boot": True, "linepool_handshake": "required"},
+        more={"linepool_wait_for_boot": True},
     )
     task = worker.send("any")
     eventually(lambda: scrape(url)[("linepool_failed_boots",)] >= 2)
     eventually(lambda: scrape(url)[("linepool_next_boot_seconds",)] > 0)
-    assert scrape(url)[("linepool_waiting_tasks",)] == 1 and not task.ready()
-    assert scrape(url)[("linepool_children", "idle")] == 0
+    eventually(lambda: scrape(url)[("linepool_waiting_tasks",)] == 1)
+    assert not task.ready()
+    (tmp_path / "broken").unlink()
+    assert worker.result(task)
+    found = eventually(lambda: not (f := scrape(url))[("linepool_failed_boots",)] and f)
+    assert found[("linepool_next_boot_seconds",)] == 0
 
 
 def test_an_address_that_is_taken_stops_no_worker(metered, start_worker):

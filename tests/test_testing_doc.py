@@ -17,7 +17,7 @@ pytestmark = pytest.mark.newest_celery
 
 
 def test_the_page(tmp_path: Path) -> None:
-    page = Page("testing.md")
+    page = Page("docs/testing.md")
     *tests, last = page.sections
     reader = Reader(tmp_path, "no server is needed")
     # Its own pytest at the end, too: that fails if a test does, or if there is none.
