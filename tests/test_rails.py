@@ -137,6 +137,7 @@ end
 """
 
 
+@pytest.mark.timeout(300)
 def test_a_thousand_tasks_on_four_threads_leave_nothing(start_rails, rails):
     rails.append("config/linepool.rb", PROBES)
     worker = start_rails(threads=4)
@@ -230,7 +231,7 @@ def database(request, rails):
     return request.param
 
 
-@pytest.mark.timeout(300 + SOAK // 10)
+@pytest.mark.timeout(600 + SOAK // 10)
 def test_every_invoice_is_charged_once_though_children_die(
     start_rails, rails, database
 ):
