@@ -64,7 +64,9 @@ def test_a_reset_under_full_load_loses_nothing(start_worker, tmp_path, broker):
 def test_a_reset_that_cannot_boot_keeps_what_works(start_worker, tmp_path):
     broken, touched = tmp_path / "broken", tmp_path / "touched"
     worker = start_worker(
-        command=[*PICKY, str(broken)],
+        # Who says no hello has booted after half a second, which is short for a Ruby
+        # on a busy machine that is about to fail.
+        command=[*PICKY, str(broken), "hello"],
         args=("-c", "2"),
         conf={"linepool_reset_file": str(touched)},
     )
