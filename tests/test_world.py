@@ -234,6 +234,8 @@ def test_a_full_disk_under_the_filesystem_broker(start_worker, tmp_path, small_d
     gate = worker.send("lives.gate", str(begun), str(go))
     eventually(lambda: lines(begun))
     waits = worker.send("lives.pid")
+    # A message that is taken makes room for another.
+    worker.wait_for_log(rf"\[{waits.id}\] received")
     filler = small_disk / "filler"
     with pytest.raises(OSError, match="No space"):
         with filler.open("wb", buffering=0) as file:
