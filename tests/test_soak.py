@@ -14,6 +14,8 @@ HOME = Path(__file__).parent.parent
 sys.path.insert(0, str(HOME))
 from benchmarks.soak.lines import LINES, judge, slope  # noqa: E402
 
+pytestmark = pytest.mark.newest_celery
+
 
 @pytest.mark.timeout(400)
 def test_a_short_soak(tmp_path: Path) -> None:
