@@ -26,6 +26,8 @@ from .timers import Timer, Timers
 logger = logging.getLogger(__name__)
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+#: Seconds of one sleep: the kernel counts milliseconds in an int, which are 24 days.
+LONGEST = 3600.0
 
 
 class Engine(threading.Thread):
@@ -134,7 +136,7 @@ class Engine(threading.Thread):
         if self._ready or self._inbox:
             return 0
         due = self._timers.next_due()
-        return None if due is None else max(0.0, due - time.monotonic())
+        return None if due is None else min(max(0.0, due - time.monotonic()), LONGEST)
 
     def _run_due(self) -> None:
         now = time.monotonic()

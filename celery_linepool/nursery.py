@@ -385,9 +385,9 @@ class Nursery:
         self.replaced += 1
         unasked = untouched.issuperset(member.calls)
         ours = member.loss is not None and member.loss.cause is not Cause.VIOLATION
-        if not member.served and unasked and not ours:
-            young = time.monotonic() - child.born < BOOT_TIME or not member.booted
-            fatal = not self._proven and young and not child.ended_from_outside()
+        young = time.monotonic() - child.born < BOOT_TIME or not member.booted
+        if young and not member.served and unasked and not ours:
+            fatal = not self._proven and not child.ended_from_outside()
             what = member.loss.text if member.loss else child.exit_text()
             self._did_not_boot(member.generation, what, tail, fatal)
         else:

@@ -15,6 +15,7 @@ from hypothesis import settings
 from leaks import LeakGuard, leak_guard
 from localprocess import LocalProcess, Servers, Watchdog
 from lone_pool import LonePool
+from loopback import BEYOND
 from webserver import Respond, WebServer
 
 from celery_linepool.recycle import Limits
@@ -59,6 +60,14 @@ def no_shared_tasks() -> Iterator[None]:
     before = set(_state._on_app_finalizers)
     yield
     _state._on_app_finalizers.intersection_update(before)
+
+
+@pytest.fixture(autouse=True)
+def only_this_machine() -> Iterator[None]:
+    """Whoever was refused may have gone on without a word."""
+    yield
+    reached, BEYOND[:] = BEYOND[:], []
+    assert reached == [], "the test wanted to reach other machines"
 
 
 @pytest.fixture

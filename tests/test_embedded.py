@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,19 @@ from workers import LINEPOOL, close_app
 from celery_linepool import ForeignError, ForeignTask
 
 LIVES = list(script("lives.rb"))
+#: For a ping, and for an end; Celery's ten seconds are those of a machine at rest.
+PATIENCE = 60
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """An embedded worker sets logging up for the whole process."""
+    root = logging.getLogger()
+    level, before = root.level, set(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - before:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -48,7 +62,13 @@ def test_an_embedded_worker(app: Celery, tmp_path: Path) -> None:
 
     # One after the other in one process. Of the broker in memory it takes Celery long.
     for _ in range(1 if app.conf.broker_url.startswith("memory") else 2):
-        with start_worker(app, pool=LINEPOOL, concurrency=2) as worker:
+        with start_worker(
+            app,
+            pool=LINEPOOL,
+            concurrency=2,
+            ping_task_timeout=PATIENCE,
+            shutdown_timeout=PATIENCE,
+        ) as worker:
             pid = app.send_task("lives.pid").get(timeout=60)
             assert psutil.Process(pid).parent() == psutil.Process()
             assert pid in worker.stats()["pool"]["processes"]

@@ -367,3 +367,10 @@ def test_what_is_posted_to_a_stopped_engine_is_no_error() -> None:
     engine.start()
     engine.stop()
     engine.post(print, "never")
+
+
+def test_a_timer_may_be_years_away(engine: Engine) -> None:
+    # Nothing else is due, so the engine would sleep as long.
+    timer = ask(engine, engine.call_later, 1e9, print)
+    assert ask(engine, engine.is_here)
+    ask(engine, engine.cancel, timer)

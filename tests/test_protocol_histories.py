@@ -26,8 +26,6 @@ from celery_linepool.protocol import Connection, Handshake, State, Stray
 
 pytestmark = pytest.mark.outer_celerys
 
-pytestmark = pytest.mark.outer_celerys
-
 IDS = ("a", "b", "c", "d")
 MAX_LINE = 120
 

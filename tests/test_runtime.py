@@ -42,7 +42,7 @@ class Bench:
         body = b'[[], {}, {"callbacks": null}]'
         self.pool.apply_async(
             target,
-            args=(NAME, id, {}, body),
+            args=(NAME, id, {}, body, "application/json", "utf-8"),
             accept_callback=lambda pid, when: self.started.append(id),
             callback=lambda result: self.ended.append(id),
             error_callback=lambda info: self.ended.append(info.traceback),

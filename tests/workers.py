@@ -54,6 +54,7 @@ TESTS = Path(__file__).parent
 
 APP_MODULE = """\
 import atomic_files
+import loopback
 from celery import Celery
 
 app = Celery("proj")
