@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
 import threading
 import urllib.request
 import uuid
@@ -16,6 +19,7 @@ from datetime import datetime, timezone
 import pytest
 import redis
 from celery import chain
+from sdk_driver import SDK
 from workers import eventually
 
 from celery_linepool.errors import ForeignError
@@ -80,6 +84,18 @@ class OddJob < ApplicationJob
   end
 end
 """
+#: What Rails 8.1 does for a job with steps.
+STEPS = """
+class StepsJob < ApplicationJob
+  def perform(path)
+    return executions if executions > 1
+
+    File.write(path, Process.pid)
+    sleep 0.01 until queue_adapter.stopping?
+    retry_job
+  end
+end
+"""
 PROBES = """
 Linepool.task("probe.enqueue") do |job, options, *args|
   job.constantize.set(**options.symbolize_keys).perform_later(*args).job_id
@@ -101,6 +117,7 @@ def jobs(rails):
     rails.write("app/jobs/flaky_job.rb", FLAKY)
     rails.write("app/jobs/limited_job.rb", LIMITED)
     rails.write("app/jobs/odd_job.rb", ODD)
+    rails.write("app/jobs/steps_job.rb", STEPS)
     rails.append("config/linepool.rb", PROBES)
     return rails
 
@@ -280,6 +297,16 @@ def test_what_is_retried_and_what_is_not(start_rails, jobs, broker):
     assert worker.call("ChargeJob", missing) is None
 
 
+@pytest.mark.parametrize("broker", ["redis"])
+def test_a_job_goes_on_in_another_child(start_rails, jobs, tmp_path, broker):
+    worker = start_rails(broker)
+    path = tmp_path / "pid"
+    job = worker.call("probe.enqueue", "StepsJob", {}, str(path))
+    pid = int(eventually(lambda: path.exists() and path.read_text()))
+    os.kill(pid, signal.SIGTERM)
+    assert worker.result(worker.app.AsyncResult(job)) == 2
+
+
 @brokers
 def test_a_chain_of_python_tasks_and_jobs(start_rails, jobs, broker):
     worker = start_rails(broker, tasks=PYTHON)
@@ -334,6 +361,36 @@ def shape(value):
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     return type(value)
+
+
+#: With as little of Rails as a script may load.
+ALONE = """
+class SomeJob < ActiveJob::Base
+  self.queue_adapter = :celery_linepool
+  self.logger = nil
+end
+job = SomeJob.perform_later("x", :y, z: 1)
+puts [job.provider_job_id == job.job_id, job.queue_adapter.stopping?].inspect
+"""
+
+
+def test_active_job_without_rails(start_worker):
+    project = start_worker.project("redis")
+    said = subprocess.run(
+        ["ruby", "-W0", "-r", SDK / "linepool_active_job.rb", "-e", ALONE],
+        env={
+            **os.environ,
+            "CELERY_BROKER_URL": project.conf["broker_url"],
+            "CELERY_TASK_DEFAULT_QUEUE": project.queue,
+        },
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    assert said.stdout == b"[true, false]\n"
+    (message,) = sent(project.app, 1)
+    assert message.headers["task"] == "SomeJob"
+    args, kwargs, _ = json.loads(message.body)
+    assert args[0] == "x" and kwargs == {"z": 1}
 
 
 def send_the_same(app):

@@ -74,6 +74,10 @@ Linepool.task("hold") do |path|
   log "begun"
   sleep 0.005 until File.exist?(path)
 end
+Linepool.task("until it stops") do
+  progress(stopping: stopping?)
+  sleep 0.005 until stopping?
+end
 Linepool.task("exit in a thread") { Thread.new { exit 5 }; progress; sleep 0.1 }
 Linepool.task("slow") { |seconds| progress; sleep seconds; "slept" }
 Linepool.task("meet") { BARRIER << 1; Thread.pass until BARRIER.size >= 4 }
@@ -325,6 +329,18 @@ def test_finishes_what_it_has_begun(child: Child, how: str) -> None:
     else:
         child.input.close()
     assert child.read() == {"id": "an-id", "status": "ok", "result": "slept"}
+    assert child.end(eof=False) == (0, b"", "")
+
+
+@pytest.mark.parametrize("how", ["term", "stop"])
+def test_a_task_knows_that_its_child_is_told_to_end(child: Child, how: str) -> None:
+    child.request("until it stops")
+    assert child.read()["meta"] == {"stopping": False}
+    if how == "term":
+        child.signal(signal.SIGTERM)
+    else:
+        child.send({"op": "stop"})
+    assert child.read() == {"id": "an-id", "status": "ok", "result": None}
     assert child.end(eof=False) == (0, b"", "")
 
 

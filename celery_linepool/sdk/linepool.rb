@@ -75,6 +75,11 @@ module Linepool
       !cancel_reason.nil?
     end
 
+    # Whether the child is told to end: what runs is waited for, but for how long?
+    def stopping?
+      @child.leaving?
+    end
+
     def check # in loops that take long
       raise Cancelled if cancelled?
     end
@@ -147,6 +152,10 @@ module Linepool
       @requests.close
       synchronize { @deaf = true and @answers.each_value(&:close) }
       @threads.each(&:join)
+    end
+
+    def leaving?
+      !@leaving.nil?
     end
 
     # Nothing is written after the reply, not even by a thread that a task left behind.

@@ -16,6 +16,8 @@
 # CELERY_BROKER_URL names, by the gem redis or bunny. It needs Rails 6.1.
 
 require "active_job"
+require "active_support/duration"
+require "active_support/json"
 require "json"
 require "securerandom"
 require "socket"
@@ -369,6 +371,12 @@ module ActiveJob
 
       def enqueue_after_transaction_commit? # asked by Rails 7.2
         true
+      end
+
+      # Asked by a job with steps, from Rails 8.1 on: it goes on in another child.
+      def stopping?(_job = nil)
+        running = Linepool.job if Linepool.respond_to?(:job)
+        running ? running.stopping? : false
       end
     end
   end
