@@ -13,6 +13,7 @@ from billiard.exceptions import WorkerLostError
 from celery import Celery
 from celery.contrib.testing import tasks  # noqa: F401  (its ping)
 from celery.contrib.testing.worker import start_worker
+from kombu.asynchronous import get_event_loop, set_event_loop
 from lone_pool import script
 from workers import LINEPOOL, close_app
 
@@ -32,6 +33,14 @@ def logging_as_before() -> Iterator[None]:
     root.setLevel(level)
     for handler in set(root.handlers) - before:
         root.removeHandler(handler)
+
+
+def close_event_loop() -> None:
+    """That of an embedded worker, which Celery stops and leaves open."""
+    hub = get_event_loop()
+    if hub is not None:
+        hub.close()
+        set_event_loop(None)
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -77,3 +86,4 @@ def test_an_embedded_worker(app: Celery, tmp_path: Path) -> None:
             file = str(tmp_path / "crashed")
             assert crash_inside.delay(file).get(timeout=60) == "lost"
             assert app.send_task("lives.pid").get(timeout=60)
+        close_event_loop()
