@@ -49,6 +49,7 @@ def app(request: pytest.FixtureRequest, servers: Any) -> Iterator[Celery]:
     broker = "memory://" if request.param == "memory" else lease.url
     app = Celery("embedded", broker=broker, backend=lease.url)
     app.conf.linepool_command = LIVES
+    app.conf.broker_connection_retry_on_startup = True
     if request.param == "memory":
         # By default it looks once a second.
         app.conf.broker_transport_options = {"polling_interval": 0.05}
