@@ -367,9 +367,13 @@ class Runtime:
 
     def settled_backend(self, backend: Any) -> Any:
         assert self._away is not None
-        if self._settled is None or self._settled.backend is not backend:
-            self._settled = SettledBackend(backend, self.engine, self._away)
-        return self._settled
+        # Also from threads of calls that are run aside, each with a backend of its own:
+        # what is returned must not be what another one has put there meanwhile.
+        settled = self._settled
+        if settled is None or settled.backend is not backend:
+            settled = SettledBackend(backend, self.engine, self._away)
+            self._settled = settled
+        return settled
 
     # --- for the monitor and for people -----------------------------------------------
 
