@@ -61,6 +61,7 @@ class Buffered:
     """
 
     def __init__(self, connection: Any, stock: Any, hub: Any) -> None:
+        self.errors = (OSError,)
         self._connection = connection
         self._transport = connection.transport
         self._stock = stock

@@ -13,7 +13,7 @@ import select
 import threading
 import time
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Set, Tuple, Union
 
 from celery import signals
 from celery.concurrency.base import BasePool
@@ -27,6 +27,7 @@ from .body import accepts_json, trace
 from .buffered import Buffered, buffered
 from .consumer import MAX_NAMES, LinePoolStep, Strategies
 from .errors import Abandoned, BootError
+from .fetching import Fetching, fetching
 from .job import Job, State
 from .prefetch import Prefetch
 from .request import CeleryJob
@@ -96,7 +97,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         self._metrics = metrics_address(self.app.conf)
         self._one_core = one_core(self.app.conf)
         self._buffers = buffered_broker(self.app.conf)
-        self._broker: Optional[Buffered] = None
+        self._broker: Union[Buffered, Fetching, None] = None
         self._stop_metrics: Callable[[], None] = _nothing
         self._threaded = bool(self.options.get("threads", True))
         self._jobs: Set[CeleryJob] = set()
@@ -191,19 +192,16 @@ class LinePool(BasePool):  # type: ignore[misc]
             self._buffer(consumer)
 
     def _buffer(self, consumer: Any) -> None:
+        before = self._broker
         self._broker = buffered(consumer.connection, consumer.hub)
-        if self._broker is not None:
-            consumer.hub.on_tick.add(self._flush_broker)
-        elif self._connections == 1:
+        if self._broker is None:
+            self._broker = fetching(consumer, before)
+        if self._broker is None and self._connections == 1:
             logger.warning(
                 "linepool: linepool_buffered_broker has no effect: it needs RabbitMQ "
-                "through py-amqp without TLS, and Celery's event loop"
+                "through py-amqp without TLS, or Redis without Sentinel, and Celery's "
+                "event loop"
             )
-
-    def _flush_broker(self) -> None:
-        """What was written in this turn of the event loop, before it waits."""
-        if self._broker is not None:
-            self._broker.flush()
 
     def _check_autoscale(self, worker: Any) -> None:
         self._scaling.automatic = bool(worker.autoscale)
@@ -282,13 +280,15 @@ class LinePool(BasePool):  # type: ignore[misc]
         outbox = self.runtime.outbox
         outbox.clear_wakeup()
         if self._broker is not None:
-            self._broker.gather()  # until the end of the event loop's turn
+            self._broker.gather()
         try:
             for _ in range(len(outbox)):
                 self._deliver(*outbox.take())
         finally:
             outbox.armed = True
             outbox.wake()  # what came meanwhile is for the next turn of the event loop
+            if self._broker is not None:
+                self._broker.flush()
 
     @staticmethod
     def _deliver(call: Callable[..., Any], values: Tuple[Any, ...]) -> None:
@@ -428,6 +428,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         if polite and self._has_ended():
             return  # a signal handler terminated the pool meanwhile
         self._pump(0)
+        if isinstance(self._broker, Fetching):
+            self._broker.close()
         self._stop_metrics()
         self._move(Stage.STOPPED)
         if self._courier is not None:
@@ -449,13 +451,12 @@ class LinePool(BasePool):  # type: ignore[misc]
             time.sleep(min(seconds, 0.05))
             return
         select.select([self.runtime.outbox], [], [], seconds)
-        self._receive()
+        try:
+            self._receive()
+        except self._broker.errors if self._broker is not None else () as exc:
+            logger.warning("linepool: the broker is gone, with acks: %r", exc)
         if self._hub is not None:
             compat.run_pending(self._hub)
-            try:
-                self._flush_broker()
-            except OSError as exc:
-                logger.warning("linepool: the broker is gone, with acks: %r", exc)
 
     def _keep_connection(self) -> None:
         """Tell an AMQP broker that we live.

@@ -243,8 +243,9 @@ def test_other_transports_are_left_alone(servers: Servers) -> None:
 # --- a worker -------------------------------------------------------------------------
 
 
-def test_a_worker_with_it(start_worker: Any, tmp_path: Path) -> None:
-    worker = start_worker("rabbitmq", LIVES, args=("-c", "2"), conf=FAST)
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_a_worker_with_it(start_worker: Any, tmp_path: Path, broker: str) -> None:
+    worker = start_worker(broker, LIVES, args=("-c", "2"), conf=FAST)
     results = [
         worker.send("lives.work", str(tmp_path / str(n)), "x" * (n * 997))
         for n in range(100)

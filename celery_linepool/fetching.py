@@ -1,0 +1,357 @@
+"""Messages from Redis, many at once, and none that only a worker knows of.
+
+By itself kombu takes one message at a time, and then tells Redis that it has it: a worker
+that is killed in between has lost it. Here a script in Redis does both in one step, for
+as many messages as the worker may prefetch. kombu's notes of what is unacknowledged stay
+as they are, and so does all that is made of them: the visibility timeout, rejections,
+what goes back at the end of a worker.
+
+In place of waiting in Redis for a message, which takes it, the worker is told by a bell.
+All of it belongs to the main thread.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import uuid
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import Empty
+from typing import Any, Deque, Dict, List, Optional, Tuple
+
+from celery.utils.log import get_logger
+from kombu.transport.virtual import QoS as VirtualQoS
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import dumps, loads
+from kombu.utils.scheduling import priority_cycle, round_robin_cycle
+
+from .bell import Bell
+
+logger = get_logger(__name__)
+
+SCRIPT = Path(__file__).with_name("fetch.lua").read_text()
+#: Messages of one step at the most: the worker does nothing else while it reads them.
+MOST = 64
+#: Bytes after which a step takes no further message.
+ENOUGH = 1 << 20
+#: Seconds between looks without a bell; as long as kombu waits in Redis.
+LOOK = 1.0
+#: Seconds that a worker waits at the most before it looks again, when another one was
+#: faster the last time: a message rings for all that are idle.
+APART = 0.01
+#: What reading a message raises that is none.
+NO_MESSAGE = (ValueError, LookupError, TypeError, RecursionError)
+
+
+#: Its delivery tag, its queue, and the message as kombu reads it.
+Message = Tuple[str, str, Dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was asked of Redis: messages whose tags are `tag` and a number from 1 on."""
+
+    tag: str
+    most: int
+    queues: Tuple[str, ...]
+
+
+@dataclass
+class Owed:
+    """What a connection that was lost has left undone; the next one does it."""
+
+    acks: List[str] = field(default_factory=list)
+    #: Their answers were not read: what they took has to go back.
+    unread: List[Step] = field(default_factory=list)
+
+
+class Fetching:
+    """Stands in for kombu's reading of one connection to Redis.
+
+    Arguments:
+        consumer: Celery's, connected.
+        channel: kombu's, of the task consumer.
+        owed: by the connection before.
+    """
+
+    def __init__(self, consumer: Any, channel: Any, owed: Owed) -> None:
+        self.errors = consumer.connection.connection_errors
+        self.owed = owed
+        self._consumer = consumer
+        self._channel = channel
+        self._qos = channel.qos
+        self._hub = consumer.hub
+        self._one_by_one = bool(
+            # Then Celery decides before each message.
+            consumer.app.conf.get("worker_disable_prefetch")
+            # Ways to order queues that nobody here knows.
+            or type(channel._queue_cycle).rotate
+            not in (round_robin_cycle.rotate, priority_cycle.rotate)
+        )
+        #: Queues take turns, or the first one is emptied before the next.
+        self._in_turn = type(channel._queue_cycle).rotate is round_robin_cycle.rotate
+        self._bell: Optional[Bell] = None
+        self._tracked: Any = None
+        #: The one whose answer is awaited.
+        self._step: Optional[Step] = None
+        #: Redis has done it once: what it refuses from now on, it may grant again.
+        self._works = False
+        self._wanted = True
+        #: It is wanted for no other reason than that time has passed.
+        self._unasked = False
+        #: The bell rang, and there was nothing.
+        self._late = False
+        #: Acks are kept until `flush`.
+        self._gathers = False
+        #: Of the message that is being delivered, if it is noted.
+        self._noted = ""
+        channel._brpop_start = self._start
+        channel._brpop_read = channel.handlers["BRPOP"] = self._read
+        self._qos.append = self._append
+        self._qos.ack = self._ack
+        self._timer = self._hub.call_repeatedly(LOOK, self._look)
+
+    def close(self) -> None:
+        """Begin nothing more. What is begun is finished when kombu closes the channel."""
+        self._timer.cancel()
+        if self._bell is not None:
+            self._bell.close()
+
+    # --- when to fetch ----------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Called now and then, lest a bell that is silent holds up a message."""
+        self._unasked = self._unasked or not self._wanted
+        self._wanted = True
+
+    def _rung(self) -> None:
+        if self._late:
+            self._late = False
+            self._hub.call_later(random.uniform(0, APART), self._want)
+        else:
+            self._want()
+
+    def _want(self) -> None:
+        self._wanted, self._unasked = True, False
+
+    # --- fetching ---------------------------------------------------------------------
+
+    def _start(self, timeout: Any = None) -> None:
+        """Called by kombu when it may consume and waits for no answer."""
+        if not self._wanted:
+            return
+        channel = self._channel
+        try:
+            self._settle()
+            self._listen()
+        except channel.ResponseError as exc:
+            self._give_up(exc)
+            channel._brpop_start(timeout)
+            return
+        queues = channel._queue_cycle.consume(len(channel.active_queues))
+        if queues:
+            self._wanted = False
+            self._ask(channel.client.connection, tuple(queues))
+
+    def _listen(self) -> None:
+        connection = self._channel.client.connection
+        if self._bell is None or self._bell.closed:
+            self._bell = Bell(self._channel.pool, self._hub, self._rung)
+            self._tracked = None
+        if self._tracked is not connection._sock:
+            self._bell.ring_for(connection)
+            # kombu connects again by itself when Redis is silent for long.
+            self._tracked = connection._sock
+
+    def _ask(self, connection: Any, queues: Tuple[str, ...]) -> None:
+        channel = self._channel
+        room = 1 if self._one_by_one else self._qos.can_consume_max_estimate()
+        most = MOST if room is None else max(1, min(room, MOST))
+        self._step = Step(f"{uuid.uuid4()}:", most, queues)
+        unnoted = {q.name for q in self._consumer.task_consumer.queues if q.no_ack}
+        lists = [
+            channel._q_for_pri(queue, priority)
+            for priority in channel.priority_steps
+            for queue in queues
+        ]
+        keys = [self._qos.unacked_key, self._qos.unacked_index_key, *lists]
+        prefix = channel.global_keyprefix or ""
+        channel._in_poll = connection
+        # Since kombu 5.7: an answer that does not come is noticed.
+        channel._brpop_sent_at = time.monotonic()
+        connection.send_command(
+            *("EVAL", SCRIPT, len(keys), *(prefix + key for key in keys)),
+            *(most, 1 if self._in_turn else most, self._step.tag, time.time()),
+            *(ENOUGH, len(queues)),
+            # To the queue in which it was: an exchange may have others as well.
+            *("" if queue in unnoted else f',"",{dumps(queue)}]' for queue in queues),
+        )
+
+    def _read(self, **options: Any) -> bool:
+        """Called by kombu when Redis has answered. True if there was a message.
+
+        Raises:
+            queue.Empty: there was none.
+        """
+        channel = self._channel
+        step, self._step = self._step, None
+        connection = channel.client.connection
+        try:
+            answer = channel.client.parse_response(connection, "EVAL", **options)
+        except channel.ResponseError as exc:
+            self._refused(exc)
+            raise Empty from None
+        except channel.connection_errors:
+            if step is not None:
+                self.owed.unread.append(step)
+            connection.disconnect()
+            raise
+        finally:
+            channel._in_poll = None
+            if hasattr(channel, "_flush_brpop_reauth"):  # since kombu 5.6
+                channel._flush_brpop_reauth()
+        assert step is not None
+        self._works = True
+        return self._took(step, answer)
+
+    def _took(self, step: Step, answer: List[Any]) -> bool:
+        drained, found = answer[0], answer[1:]
+        self._wanted = not drained
+        self._late = not found and not self._unasked
+        if found and self._unasked and self._bell is not None:
+            self._bell.close()  # it should have rung
+        self._unasked = False
+        rest: Deque[Message] = deque()
+        for number in range(len(found) // 2):
+            queue = step.queues[found[2 * number] - 1]
+            tag = f"{step.tag}{number + 1}"
+            message = self._opened(tag, queue, found[2 * number + 1])
+            if message is not None:
+                rest.append(message)
+        try:
+            while rest:
+                self._deliver(*rest.popleft())
+        finally:
+            # Something was raised: they go back with whatever ends the connection.
+            for tag, _, message in rest:
+                message = self._channel.Message(message, channel=self._channel)
+                VirtualQoS.append(self._qos, message, tag)
+        if not found:
+            raise Empty
+        return True
+
+    def _opened(self, tag: str, queue: str, data: bytes) -> Optional[Message]:
+        """A message as kombu knows it; None if it is none, which is then gone."""
+        try:
+            message = loads(bytes_to_str(data))
+            message["properties"]["delivery_tag"] = tag
+            self._channel.Message(message, channel=self._channel)
+        except NO_MESSAGE as exc:
+            logger.error(
+                "linepool: what was in queue %r is no message, and is dropped: %.200r "
+                "(%r); find out who else writes to that key in Redis",
+                *(queue, data, exc),
+            )
+            self.owed.acks.append(tag)
+            return None
+        return tag, queue, message
+
+    def _deliver(self, tag: str, queue: str, message: Dict[str, Any]) -> None:
+        self._channel._queue_cycle.rotate(queue)
+        self._noted = tag
+        self._channel.connection._deliver(message, queue)
+
+    def _append(self, message: Any, tag: str) -> None:
+        if tag == self._noted:
+            VirtualQoS.append(self._qos, message, tag)
+        else:
+            type(self._qos).append(self._qos, message, tag)
+
+    # --- acks -------------------------------------------------------------------------
+
+    def gather(self) -> None:
+        """Keep acks until `flush`, which has to follow."""
+        self._gathers = True
+
+    def flush(self) -> None:
+        """Send the acks that were kept, in one step.
+
+        Raises:
+            one of `errors`: the connection is lost. The next one sends them.
+        """
+        self._gathers = False
+        self._send_acks()
+
+    def _ack(self, tag: str) -> None:
+        self.owed.acks.append(tag)
+        if not self._gathers:
+            self._send_acks()
+
+    def _send_acks(self) -> None:
+        tags = self.owed.acks
+        if not tags:
+            return
+        with self._qos.pipe_or_acquire() as pipe:
+            pipe.zrem(self._qos.unacked_index_key, *tags)
+            pipe.hdel(self._qos.unacked_key, *tags)
+            pipe.execute()
+        self.owed.acks = []
+        for tag in tags:
+            VirtualQoS.ack(self._qos, tag)
+
+    def _settle(self) -> None:
+        """Do what the connection before this one has left undone."""
+        self._send_acks()
+        while self.owed.unread:
+            step = self.owed.unread[-1]
+            # The first one last: it is the next to be taken again.
+            for number in range(step.most, 0, -1):
+                self._qos.restore_by_tag(f"{step.tag}{number}")
+            self.owed.unread.pop()
+
+    # --- where Redis refuses ----------------------------------------------------------
+
+    def _refused(self, exc: Exception) -> None:
+        if not self._works:
+            self._give_up(exc)
+            return
+        logger.error(
+            "linepool: Redis hands out no message: %s; trying again every %g s",
+            *(exc, LOOK),
+        )
+
+    def _give_up(self, exc: Exception) -> None:
+        logger.warning(
+            "linepool: linepool_buffered_broker has no effect: Redis refuses what it "
+            "needs (version 6, scripts, client tracking): %s",
+            exc,
+        )
+        self.close()
+        del self._channel._brpop_start, self._channel._brpop_read
+        self._channel.handlers["BRPOP"] = self._channel._brpop_read
+        del self._qos.append, self._qos.ack
+
+
+def fetching(consumer: Any, before: Any) -> Optional[Fetching]:
+    """Fetch for this consumer; None where that is not possible.
+
+    It is possible with Redis itself (no Sentinel, no cluster), where kombu emulates
+    acks, and with an event loop.
+
+    Arguments:
+        before: what this function returned for the connection before, if anything.
+    """
+    if consumer.hub is None or consumer.connection.transport.driver_type != "redis":
+        return None
+    from kombu.transport import redis
+
+    channel = consumer.task_consumer.channel
+    if type(channel) is not redis.Channel or type(channel.qos) is not redis.QoS:
+        return None
+    owed = Owed()
+    if isinstance(before, Fetching):
+        before.close()
+        owed = before.owed
+    return Fetching(consumer, channel, owed)
