@@ -1,7 +1,7 @@
 """A connection on which Redis tells that a queue may have something again.
 
-Redis calls that client tracking: it tells, once, when a key is changed that a client has
-read. What it says is of no interest here, only that it says something.
+Redis calls that client tracking: it tells, once, when a key is changed that a client
+has read. What it says is of no interest here, only that it says something.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Messages from Redis, many at once, and none that only a worker knows of.
 
-By itself kombu takes one message at a time, and then tells Redis that it has it: a worker
-that is killed in between has lost it. Here a script in Redis does both in one step, for
-as many messages as the worker may prefetch. kombu's notes of what is unacknowledged stay
-as they are, and so does all that is made of them: the visibility timeout, rejections,
-what goes back at the end of a worker.
+By itself kombu takes one message at a time, and then tells Redis that it has it: a
+worker that is killed in between has lost it. Here a script in Redis does both in one
+step, for as many messages as the worker may prefetch. kombu's notes of what is
+unacknowledged stay as they are, and so does all that is made of them: the visibility
+timeout, rejections, what goes back at the end of a worker.
 
-In place of waiting in Redis for a message, which takes it, the worker is told by a bell.
+In place of waiting in Redis for a message, which takes it, a bell tells the worker.
 All of it belongs to the main thread.
 """
 
@@ -19,11 +19,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty
-from typing import Any, Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, FrozenSet, List, Optional, Tuple
 
 from celery.utils.log import get_logger
-from kombu.transport.virtual import QoS as VirtualQoS
-from kombu.utils.encoding import bytes_to_str
+from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle
 
@@ -41,6 +40,8 @@ LOOK = 1.0
 #: Seconds that a worker waits at the most before it looks again, when another one was
 #: faster the last time: a message rings for all that are idle.
 APART = 0.01
+#: What of kombu's notes of a connection is not in Redis.
+_VirtualQoS: Any = virtual.QoS
 #: What reading a message raises that is none.
 NO_MESSAGE = (ValueError, LookupError, TypeError, RecursionError)
 
@@ -56,6 +57,8 @@ class Step:
     tag: str
     most: int
     queues: Tuple[str, ...]
+    #: Those of them that want no acks, and so have no notes.
+    unnoted: FrozenSet[str]
 
 
 @dataclass
@@ -71,27 +74,26 @@ class Fetching:
     """Stands in for kombu's reading of one connection to Redis.
 
     Arguments:
-        consumer: Celery's, connected.
-        channel: kombu's, of the task consumer.
+        consumer: kombu's, of the tasks.
+        hub: the worker's event loop.
+        one_by_one: someone decides before each message whether it may be taken.
         owed: by the connection before.
     """
 
-    def __init__(self, consumer: Any, channel: Any, owed: Owed) -> None:
-        self.errors = consumer.connection.connection_errors
+    def __init__(self, consumer: Any, hub: Any, one_by_one: bool, owed: Owed) -> None:
+        channel = consumer.channel
+        self.errors = channel.connection_errors
         self.owed = owed
         self._consumer = consumer
         self._channel = channel
         self._qos = channel.qos
-        self._hub = consumer.hub
-        self._one_by_one = bool(
-            # Then Celery decides before each message.
-            consumer.app.conf.get("worker_disable_prefetch")
-            # Ways to order queues that nobody here knows.
-            or type(channel._queue_cycle).rotate
-            not in (round_robin_cycle.rotate, priority_cycle.rotate)
-        )
+        self._hub = hub
+        turns = type(channel._queue_cycle).rotate
+        # Ways to order queues that nobody here knows ask before each message as well.
+        known = turns in (round_robin_cycle.rotate, priority_cycle.rotate)
+        self._one_by_one = one_by_one or not known
         #: Queues take turns, or the first one is emptied before the next.
-        self._in_turn = type(channel._queue_cycle).rotate is round_robin_cycle.rotate
+        self._in_turn = turns is round_robin_cycle.rotate
         self._bell: Optional[Bell] = None
         self._tracked: Any = None
         #: The one whose answer is awaited.
@@ -114,7 +116,7 @@ class Fetching:
         self._timer = self._hub.call_repeatedly(LOOK, self._look)
 
     def close(self) -> None:
-        """Begin nothing more. What is begun is finished when kombu closes the channel."""
+        """Begin nothing more. kombu ends what is begun when it closes the channel."""
         self._timer.cancel()
         if self._bell is not None:
             self._bell.close()
@@ -169,8 +171,8 @@ class Fetching:
         channel = self._channel
         room = 1 if self._one_by_one else self._qos.can_consume_max_estimate()
         most = MOST if room is None else max(1, min(room, MOST))
-        self._step = Step(f"{uuid.uuid4()}:", most, queues)
-        unnoted = {q.name for q in self._consumer.task_consumer.queues if q.no_ack}
+        unnoted = frozenset(q.name for q in self._consumer.queues if q.no_ack)
+        self._step = Step(f"{uuid.uuid4()}:", most, queues, unnoted)
         lists = [
             channel._q_for_pri(queue, priority)
             for priority in channel.priority_steps
@@ -185,8 +187,7 @@ class Fetching:
             *("EVAL", SCRIPT, len(keys), *(prefix + key for key in keys)),
             *(most, 1 if self._in_turn else most, self._step.tag, time.time()),
             *(ENOUGH, len(queues)),
-            # To the queue in which it was: an exchange may have others as well.
-            *("" if queue in unnoted else f',"",{dumps(queue)}]' for queue in queues),
+            *("" if queue in unnoted else _behind(queue) for queue in queues),
         )
 
     def _read(self, **options: Any) -> bool:
@@ -227,34 +228,44 @@ class Fetching:
         for number in range(len(found) // 2):
             queue = step.queues[found[2 * number] - 1]
             tag = f"{step.tag}{number + 1}"
-            message = self._opened(tag, queue, found[2 * number + 1])
-            if message is not None:
-                rest.append(message)
+            opened = self._opened(tag, queue, found[2 * number + 1])
+            if opened is not None:
+                rest.append(opened)
+        self._give_back(rest, step.unnoted)
         try:
             while rest:
                 self._deliver(*rest.popleft())
         finally:
             # Something was raised: they go back with whatever ends the connection.
-            for tag, _, message in rest:
-                message = self._channel.Message(message, channel=self._channel)
-                VirtualQoS.append(self._qos, message, tag)
+            for tag, _, content in rest:
+                message = self._channel.Message(content, channel=self._channel)
+                _VirtualQoS.append(self._qos, message, tag)
         if not found:
             raise Empty
         return True
 
+    def _give_back(self, messages: Deque[Message], unnoted: FrozenSet[str]) -> None:
+        """Let others have what is consumed here no more, since a moment ago."""
+        consumed = {*self._channel.active_queues, *unnoted}
+        for message in reversed(list(messages)):
+            tag, queue, _ = message
+            if queue not in consumed:
+                self._qos.restore_by_tag(tag)
+                messages.remove(message)
+
     def _opened(self, tag: str, queue: str, data: bytes) -> Optional[Message]:
         """A message as kombu knows it; None if it is none, which is then gone."""
         try:
-            message = loads(bytes_to_str(data))
+            message = loads(data)  # type: ignore[no-untyped-call]
             message["properties"]["delivery_tag"] = tag
             self._channel.Message(message, channel=self._channel)
         except NO_MESSAGE as exc:
             logger.error(
                 "linepool: what was in queue %r is no message, and is dropped: %.200r "
-                "(%r); find out who else writes to that key in Redis",
+                "(%r); find out who else writes to that key of Redis",
                 *(queue, data, exc),
             )
-            self.owed.acks.append(tag)
+            self._ack(tag)
             return None
         return tag, queue, message
 
@@ -265,7 +276,7 @@ class Fetching:
 
     def _append(self, message: Any, tag: str) -> None:
         if tag == self._noted:
-            VirtualQoS.append(self._qos, message, tag)
+            _VirtualQoS.append(self._qos, message, tag)
         else:
             type(self._qos).append(self._qos, message, tag)
 
@@ -286,6 +297,7 @@ class Fetching:
 
     def _ack(self, tag: str) -> None:
         self.owed.acks.append(tag)
+        _VirtualQoS.ack(self._qos, tag)
         if not self._gathers:
             self._send_acks()
 
@@ -297,9 +309,7 @@ class Fetching:
             pipe.zrem(self._qos.unacked_index_key, *tags)
             pipe.hdel(self._qos.unacked_key, *tags)
             pipe.execute()
-        self.owed.acks = []
-        for tag in tags:
-            VirtualQoS.ack(self._qos, tag)
+        tags.clear()
 
     def _settle(self) -> None:
         """Do what the connection before this one has left undone."""
@@ -334,24 +344,39 @@ class Fetching:
         del self._qos.append, self._qos.ack
 
 
-def fetching(consumer: Any, before: Any) -> Optional[Fetching]:
+def _behind(queue: str) -> str:
+    """What kombu notes behind a message: the exchange and the routing key.
+
+    With these it goes back to the queue in which it was; the exchange by which it came
+    may have others as well.
+    """
+    name = dumps(queue)  # type: ignore[no-untyped-call]
+    return f',"",{name}]'
+
+
+def fetching(
+    consumer: Any, hub: Any, one_by_one: bool, before: Any
+) -> Optional[Fetching]:
     """Fetch for this consumer; None where that is not possible.
 
     It is possible with Redis itself (no Sentinel, no cluster), where kombu emulates
     acks, and with an event loop.
 
     Arguments:
+        consumer: kombu's, of the tasks.
+        hub: the worker's event loop, if there is one.
+        one_by_one: someone decides before each message whether it may be taken.
         before: what this function returned for the connection before, if anything.
     """
-    if consumer.hub is None or consumer.connection.transport.driver_type != "redis":
+    channel = consumer.channel
+    if hub is None or channel.connection.driver_type != "redis":
         return None
     from kombu.transport import redis
 
-    channel = consumer.task_consumer.channel
     if type(channel) is not redis.Channel or type(channel.qos) is not redis.QoS:
         return None
     owed = Owed()
     if isinstance(before, Fetching):
         before.close()
         owed = before.owed
-    return Fetching(consumer, channel, owed)
+    return Fetching(consumer, hub, one_by_one, owed)

@@ -195,7 +195,11 @@ class LinePool(BasePool):  # type: ignore[misc]
         before = self._broker
         self._broker = buffered(consumer.connection, consumer.hub)
         if self._broker is None:
-            self._broker = fetching(consumer, before)
+            # Then Celery decides before each message; it is a setting since 5.6.
+            one_by_one = bool(self.app.conf.get("worker_disable_prefetch"))
+            self._broker = fetching(
+                consumer.task_consumer, consumer.hub, one_by_one, before
+            )
         if self._broker is None and self._connections == 1:
             logger.warning(
                 "linepool: linepool_buffered_broker has no effect: it needs RabbitMQ "

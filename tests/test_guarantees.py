@@ -19,7 +19,6 @@ PAGE = (TESTS.parent / "docs" / "guarantees.md").read_text()
 LATE = {"acks_late": True, "reject_on_worker_lost": True}
 #: How often the worker is killed under load.
 KILLS = int(os.environ.get("LINEPOOL_KILLS", 3))
-KILLS_BROKER = os.environ.get("LINEPOOL_KILLS_BROKER", "rabbitmq")
 #: Seconds after which Redis delivers again. A worker looks for that when it starts, and
 #: some Celerys a minute or two later again.
 VISIBLE = {"visibility_timeout": 1}
@@ -63,12 +62,13 @@ if celery.VERSION >= (5, 5):  # before, Celery does not know quorum queues
     BROKERS.append(pytest.param("rabbitmq", {}, QUORUM, id="quorum"))
 
 
+@pytest.mark.parametrize("fast", [{}, FAST], ids=["", "fast"])
 @pytest.mark.parametrize(("broker", "options", "tasks"), BROKERS)
 def test_a_late_task_of_a_killed_worker_runs_again(
-    start_worker, tmp_path, broker, options, tasks
+    start_worker, tmp_path, broker, options, tasks, fast
 ):
     begun, go = tmp_path / "begun", tmp_path / "go"
-    conf = {"task_acks_late": True, "broker_transport_options": options}
+    conf = {"task_acks_late": True, "broker_transport_options": options, **fast}
     worker = start_worker(broker, CHILD, args=("-c", "1"), conf=conf, tasks=tasks)
     result = worker.module.app.send_task("lives.gate", (str(begun), str(go)))
     eventually(lambda: len(lines(begun)) == 1)
@@ -118,24 +118,30 @@ def test_the_filesystem_broker_forgets_what_it_has_delivered(start_worker, tmp_p
 
 
 @pytest.mark.timeout(120 + 30 * KILLS)
-@pytest.mark.parametrize("options", [{}, FAST], ids=["plain", "fast"])
-def test_a_worker_is_killed_again_and_again(start_worker, tmp_path, options):
+@pytest.mark.parametrize(
+    ("broker", "options"),
+    [
+        pytest.param("rabbitmq", {}, id="rabbitmq"),
+        pytest.param("rabbitmq", FAST, id="rabbitmq-fast"),
+        # Without, kombu may lose what it has taken and not noted yet.
+        pytest.param("redis", FAST, id="redis-fast"),
+    ],
+)
+def test_a_worker_is_killed_again_and_again(start_worker, tmp_path, broker, options):
     """The effect of each task is a line in the file of its own."""
     seed = random.randrange(10**9)
     print("seed", seed)
     chance = random.Random(seed)
     slots = prefetched = 4
     worker = start_worker(
-        KILLS_BROKER,
+        broker,
         CHILD,
         args=("-c", str(slots)),
         conf={
             "task_annotations": {"some.late": LATE},
             "worker_prefetch_multiplier": 1,
             **options,
-            **(
-                {"broker_transport_options": VISIBLE} if KILLS_BROKER == "redis" else {}
-            ),
+            "broker_transport_options": VISIBLE if broker == "redis" else {},
         },
     )
     sent = {}

@@ -25,6 +25,7 @@ SPEAKS_CELERY = {
     "compat",
     "consumer",
     "control",
+    "fetching",
     "outcomes",
     "pool",
     "request",
