@@ -12,6 +12,7 @@ All of it belongs to the main thread.
 
 from __future__ import annotations
 
+import enum
 import random
 import time
 import uuid
@@ -50,10 +51,21 @@ NO_MESSAGE = (ValueError, LookupError, TypeError, RecursionError)
 Message = Tuple[str, str, Dict[str, Any]]
 
 
+class Why(enum.Enum):
+    """Why Redis is to be asked."""
+
+    #: It has more than it could give the last time, or that is not known.
+    MORE = "more"
+    BELL = "bell"
+    #: It is long since it was asked.
+    TIME = "time"
+
+
 @dataclass(frozen=True)
 class Step:
     """What was asked of Redis: messages whose tags are `tag` and a number from 1 on."""
 
+    why: Why
     tag: str
     most: int
     queues: Tuple[str, ...]
@@ -100,9 +112,8 @@ class Fetching:
         self._step: Optional[Step] = None
         #: Redis has done it once: what it refuses from now on, it may grant again.
         self._works = False
-        self._wanted = True
-        #: It is wanted for no other reason than that time has passed.
-        self._unasked = False
+        #: None if there is no need.
+        self._wanted: Optional[Why] = Why.MORE
         #: The bell rang, and there was nothing.
         self._late = False
         #: Acks are kept until `flush`.
@@ -125,24 +136,24 @@ class Fetching:
 
     def _look(self) -> None:
         """Called now and then, lest a bell that is silent holds up a message."""
-        self._unasked = self._unasked or not self._wanted
-        self._wanted = True
+        self._wanted = self._wanted or Why.TIME
 
     def _rung(self) -> None:
         if self._late:
             self._late = False
-            self._hub.call_later(random.uniform(0, APART), self._want)
+            self._hub.call_later(random.uniform(0, APART), self._heed)
         else:
-            self._want()
+            self._heed()
 
-    def _want(self) -> None:
-        self._wanted, self._unasked = True, False
+    def _heed(self) -> None:
+        if self._wanted is not Why.MORE:
+            self._wanted = Why.BELL
 
     # --- fetching ---------------------------------------------------------------------
 
     def _start(self, timeout: Any = None) -> None:
         """Called by kombu when it may consume and waits for no answer."""
-        if not self._wanted:
+        if self._wanted is None:
             return
         channel = self._channel
         try:
@@ -154,8 +165,9 @@ class Fetching:
             return
         queues = channel._queue_cycle.consume(len(channel.active_queues))
         if queues:
-            self._wanted = False
-            self._ask(channel.client.connection, tuple(queues))
+            # Whoever rings from now on, before the answer or after it, is heeded.
+            why, self._wanted = self._wanted, None
+            self._ask(why, channel.client.connection, tuple(queues))
 
     def _listen(self) -> None:
         connection = self._channel.client.connection
@@ -167,12 +179,12 @@ class Fetching:
             # kombu connects again by itself when Redis is silent for long.
             self._tracked = connection._sock
 
-    def _ask(self, connection: Any, queues: Tuple[str, ...]) -> None:
+    def _ask(self, why: Why, connection: Any, queues: Tuple[str, ...]) -> None:
         channel = self._channel
         room = 1 if self._one_by_one else self._qos.can_consume_max_estimate()
         most = MOST if room is None else max(1, min(room, MOST))
         unnoted = frozenset(q.name for q in self._consumer.queues if q.no_ack)
-        self._step = Step(f"{uuid.uuid4()}:", most, queues, unnoted)
+        self._step = Step(why, f"{uuid.uuid4()}:", most, queues, unnoted)
         lists = [
             channel._q_for_pri(queue, priority)
             for priority in channel.priority_steps
@@ -219,11 +231,11 @@ class Fetching:
 
     def _took(self, step: Step, answer: List[Any]) -> bool:
         drained, found = answer[0], answer[1:]
-        self._wanted = not drained
-        self._late = not found and not self._unasked
-        if found and self._unasked and self._bell is not None:
+        if not drained:
+            self._wanted = Why.MORE
+        self._late = step.why is Why.BELL and not found
+        if step.why is Why.TIME and found and self._bell is not None:
             self._bell.close()  # it should have rung
-        self._unasked = False
         rest: Deque[Message] = deque()
         for number in range(len(found) // 2):
             queue = step.queues[found[2 * number] - 1]

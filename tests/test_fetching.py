@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import select
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from kombu import Connection, Consumer, Queue
 from kombu.asynchronous import Hub, set_event_loop
 from localprocess import Servers
 from proxy import Proxy
 from workers import FAST, eventually
 
-import redis
 from celery_linepool.fetching import ENOUGH, MOST, Fetching, fetching
 
 CHILDREN = Path(__file__).parent / "children"
@@ -77,6 +78,10 @@ class Link:
         """The beginning of a turn: what is to be sent is sent."""
         for tick in list(self.hub.on_tick):
             tick()
+
+    @staticmethod
+    def wait_for_bytes(sock: Any) -> None:
+        assert select.select([sock], [], [], 60)[0]
 
     def turn_until(self, done: Callable[[], Any]) -> None:
         def turn() -> bool:
@@ -197,6 +202,36 @@ def test_a_message_that_comes_later_rings(broker: Broker, consume: Consume) -> N
         broker.publish("q", [number])
         assert link.take(number + 1)[-1] == number
     assert broker.unacknowledged() == 5
+
+
+def test_a_bell_that_is_heard_before_an_answer_is_heeded(
+    broker: Broker, consume: Consume
+) -> None:
+    link = consume()
+    link.settle()
+    fetching = link.fetching
+    assert fetching is not None and fetching._bell is not None
+    fetching._timer.cancel()
+    fetching._look()
+    link.tick()
+    link.wait_for_bytes(link.channel.client.connection._sock)  # there is nothing
+    broker.publish("q", [1])
+    link.wait_for_bytes(fetching._bell._sock)
+    fetching._bell._read()
+    assert link.take(1) == [1]
+
+
+def test_whoever_takes_one_at_a_time_is_never_too_late(
+    broker: Broker, consume: Consume
+) -> None:
+    link = consume(prefetch=1)
+    link.settle()
+    for number in range(3):
+        broker.publish("q", [number])
+        link.take(number + 1)
+        link.messages[-1].ack()
+        link.settle()
+        assert link.fetching is not None and not link.fetching._late
 
 
 def test_a_killed_worker_has_lost_nothing(broker: Broker, consume: Consume) -> None:
