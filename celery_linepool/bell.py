@@ -34,11 +34,13 @@ class Bell:
         self._connection.connect()
         self._id = self.ask(self._connection, "CLIENT", "ID")
         self._connection.send_command("SUBSCRIBE", CHANNEL)
-        # In the newer protocol it would come without having subscribed, and the answer
-        # may come in any order; but Redis does not end an idle subscriber.
+        self._sock = self._connection._sock
         if int(getattr(self._connection, "protocol", None) or 2) < 3:
             self._connection.read_response()
-        self._sock = self._connection._sock
+        else:
+            # In the newer protocol it would come without having subscribed, whatever the
+            # answer to that is; but Redis does not end an idle subscriber.
+            self._sock.recv(65536)
         self._sock.setblocking(False)
         hub.add_reader(self._sock, self._read)
 
