@@ -13,6 +13,26 @@ from typing import Any
 CHANNEL = "__redis__:invalidate"
 
 
+def pushes(connection: Any) -> bool:
+    """Whether Redis may say something on it that is no answer: its third protocol."""
+    return int(getattr(connection, "protocol", None) or 2) >= 3
+
+
+def hear(connection: Any) -> None:
+    """Read what was said on a connection that waits for no answer.
+
+    That its bell is gone, for instance. Whoever waited for an answer behind it would
+    wait for ever.
+
+    Raises:
+        redis.exceptions.ConnectionError: it is closed.
+    """
+    if pushes(connection):
+        connection.read_response(push_request=True)
+    else:
+        connection.read_response()
+
+
 class Bell:
     """Rings for one other connection to Redis.
 
@@ -35,12 +55,12 @@ class Bell:
         self._id = self.ask(self._connection, "CLIENT", "ID")
         self._connection.send_command("SUBSCRIBE", CHANNEL)
         self._sock = self._connection._sock
-        if int(getattr(self._connection, "protocol", None) or 2) < 3:
-            self._connection.read_response()
-        else:
-            # In the newer protocol it would come without having subscribed, whatever the
-            # answer to that is; but Redis does not end an idle subscriber.
+        if pushes(self._connection):
+            # It would come without having subscribed, whatever the answer to that is.
+            # But Redis does not end an idle subscriber.
             self._sock.recv(65536)
+        else:
+            self._connection.read_response()
         self._sock.setblocking(False)
         hub.add_reader(self._sock, self._read)
 

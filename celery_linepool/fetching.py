@@ -27,7 +27,7 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle
 
-from .bell import Bell
+from .bell import Bell, hear
 
 logger = get_logger(__name__)
 
@@ -212,6 +212,9 @@ class Fetching:
         step, self._step = self._step, None
         connection = channel.client.connection
         try:
+            if step is None:
+                hear(connection)
+                raise Empty
             answer = channel.client.parse_response(connection, "EVAL", **options)
         except channel.ResponseError as exc:
             self._refused(exc)
@@ -225,7 +228,6 @@ class Fetching:
             channel._in_poll = None
             if hasattr(channel, "_flush_brpop_reauth"):  # since kombu 5.6
                 channel._flush_brpop_reauth()
-        assert step is not None
         self._works = True
         return self._took(step, answer)
 
@@ -236,6 +238,7 @@ class Fetching:
         self._late = step.why is Why.BELL and not found
         if step.why is Why.TIME and found and self._bell is not None:
             self._bell.close()  # it should have rung
+            self._wanted = Why.MORE  # with another one
         rest: Deque[Message] = deque()
         for number in range(len(found) // 2):
             queue = step.queues[found[2 * number] - 1]

@@ -16,6 +16,7 @@ from localprocess import Servers
 from proxy import Proxy
 from workers import FAST, eventually
 
+from celery_linepool.bell import pushes
 from celery_linepool.fetching import ENOUGH, MOST, Fetching, fetching
 
 CHILDREN = Path(__file__).parent / "children"
@@ -591,6 +592,25 @@ def test_a_bell_that_is_silent_holds_up_nothing_for_long(
     broker.publish("q", [1])
     assert link.take(1) == [1]
     assert bell.closed
+    link.turn_until(lambda: link.fetching._bell is not bell)  # type: ignore[union-attr]
+    link.settle()
+    link.fetching._timer.cancel()
+    broker.publish("q", [2])
+    assert link.take(2) == [1, 2]
+
+
+def test_redis_says_that_the_bell_is_gone(broker: Broker, consume: Consume) -> None:
+    link = consume()
+    link.settle()
+    assert link.fetching is not None and link.fetching._bell is not None
+    link.fetching._bell.close()
+    broker.publish("q", [1])
+    client = link.channel.client.connection
+    if pushes(client):
+        link.wait_for_bytes(client._sock)
+    for _ in range(3):
+        link.turn()  # it waits for no answer
+    assert link.take(1) == [1]
 
 
 def test_whoever_comes_too_late_does_not_come_at_once(
