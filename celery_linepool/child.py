@@ -16,7 +16,7 @@ import subprocess
 import termios
 import time
 from collections import deque
-from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional
+from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional, Union
 
 from .accounts import account_of
 from .cores import wide
@@ -78,9 +78,9 @@ class Child:
         self.leftover: Optional[bytes] = None
         self._pool = settings.name
         self._killed = False
-        #: Lines that the pipe did not take yet; views, so that what a slow reader takes
-        #: piece by piece is not copied each time.
-        self._unsent: Deque[memoryview] = deque()
+        #: Lines that the pipe did not take yet. Of one that it took a part of, a view:
+        #: what a slow reader takes piece by piece is not copied each time.
+        self._unsent: Deque[Union[bytes, memoryview]] = deque()
         self._buffer = Buffer()
         #: Bytes handed to `send` and `tell` so far, and where requests begin in them.
         self._total = 0
@@ -193,7 +193,7 @@ class Child:
     def tell(self, line: bytes) -> bool:
         """Begin to write a line that is no request; False as `send`."""
         self._total += len(line)
-        self._unsent.append(memoryview(line))
+        self._unsent.append(line)
         return len(self._unsent) == 1 and self.flush()
 
     def flush(self) -> bool:
@@ -203,17 +203,18 @@ class Child:
         decides.
         """
         while self._unsent:
+            piece = self._unsent[0]
             try:
-                written = write(self.stdin, self._unsent[0])
+                written = write(self.stdin, piece)
             except BlockingIOError:
                 return False
             except BrokenPipeError:
                 self.deaf = True
                 break
-            if written == len(self._unsent[0]):
+            if written == len(piece):
                 self._unsent.popleft()
             else:
-                self._unsent[0] = self._unsent[0][written:]
+                self._unsent[0] = memoryview(piece)[written:]
         return True
 
     def untouched(self, request_id: str) -> bool:

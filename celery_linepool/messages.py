@@ -177,7 +177,7 @@ def reply_of(fields: Dict[str, Any], greeted: bool) -> Reply:
         raise RemoteProtocolError("an id that is no string")
     name = fields.get("status")
     statuses = _STATUSES if greeted else _ORIGINAL_STATUSES
-    status = statuses.get(_text(name))
+    status = statuses.get(name) if isinstance(name, str) else None
     if status is None:
         known = ", ".join(statuses)
         raise RemoteProtocolError(f"a status that is none of {known}: {_short(name)}")
