@@ -28,6 +28,7 @@ class Buffer:
     def __init__(self) -> None:
         self._room = ctypes.create_string_buffer(SIZE)
         self._view = memoryview(self._room)
+        self._address = ctypes.addressof(self._room)
 
     def read(self, fd: int) -> bytes:
         """As `os.read`, of up to `SIZE` bytes.
@@ -35,7 +36,7 @@ class Buffer:
         Raises:
             OSError: as `os.read`; BlockingIOError if there is nothing to read.
         """
-        size = _read(fd, self._room, SIZE)
+        size = _read(fd, self._address, SIZE)
         if size < 0:
             raise _error()
         return self._view[:size].tobytes()
