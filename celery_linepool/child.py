@@ -13,10 +13,11 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import termios
 import time
 from collections import deque
-from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional, Union
+from typing import IO, TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Union
 
 from .accounts import account_of
 from .cores import wide
@@ -117,9 +118,7 @@ class Child:
                     bufsize=0,
                     cwd=settings.cwd,
                     env=dict(env),
-                    # Its own session and group: Ctrl-C at the worker's terminal does
-                    # not reach it, and its grandchildren can be killed with it.
-                    start_new_session=True,
+                    **_apart(),
                     user=user,
                     group=group,
                     extra_groups=further,
@@ -334,6 +333,27 @@ class Child:
         oom = -code == signal.SIGKILL and not self._killed
         hint = " (out of memory?)" if oom else ""
         return f"was killed by {name}{hint}"
+
+
+def _apart() -> Dict[str, Any]:
+    """What makes a child lead a group of its own: its grandchildren end with it.
+
+    Where there is a terminal, also a session of its own: neither its keys nor its end
+    reach the child, and the child cannot ask there for a password. Elsewhere a session
+    means nothing but a scheduling group of its own (autogroup(7)), and each hand-over
+    from the worker to the child and back is one between groups.
+    """
+    if sys.version_info < (3, 11) or _has_terminal():
+        return {"start_new_session": True}
+    return {"process_group": 0}
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _waitable(pid: int, options: int) -> bool:
