@@ -13,10 +13,11 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import termios
 import time
 from collections import deque
-from typing import IO, TYPE_CHECKING, Deque, Dict, List, Mapping, Optional
+from typing import IO, TYPE_CHECKING, Any, Deque, Dict, List, Mapping, Optional, Union
 
 from .accounts import account_of
 from .cores import wide
@@ -78,9 +79,9 @@ class Child:
         self.leftover: Optional[bytes] = None
         self._pool = settings.name
         self._killed = False
-        #: Lines that the pipe did not take yet; views, so that what a slow reader takes
-        #: piece by piece is not copied each time.
-        self._unsent: Deque[memoryview] = deque()
+        #: Lines that the pipe did not take yet. Of one that it took a part of, a view:
+        #: what a slow reader takes piece by piece is not copied each time.
+        self._unsent: Deque[Union[bytes, memoryview]] = deque()
         self._buffer = Buffer()
         #: Bytes handed to `send` and `tell` so far, and where requests begin in them.
         self._total = 0
@@ -117,9 +118,7 @@ class Child:
                     bufsize=0,
                     cwd=settings.cwd,
                     env=dict(env),
-                    # Its own session and group: Ctrl-C at the worker's terminal does
-                    # not reach it, and its grandchildren can be killed with it.
-                    start_new_session=True,
+                    **_apart(),
                     user=user,
                     group=group,
                     extra_groups=further,
@@ -193,7 +192,7 @@ class Child:
     def tell(self, line: bytes) -> bool:
         """Begin to write a line that is no request; False as `send`."""
         self._total += len(line)
-        self._unsent.append(memoryview(line))
+        self._unsent.append(line)
         return len(self._unsent) == 1 and self.flush()
 
     def flush(self) -> bool:
@@ -203,17 +202,18 @@ class Child:
         decides.
         """
         while self._unsent:
+            piece = self._unsent[0]
             try:
-                written = write(self.stdin, self._unsent[0])
+                written = write(self.stdin, piece)
             except BlockingIOError:
                 return False
             except BrokenPipeError:
                 self.deaf = True
                 break
-            if written == len(self._unsent[0]):
+            if written == len(piece):
                 self._unsent.popleft()
             else:
-                self._unsent[0] = self._unsent[0][written:]
+                self._unsent[0] = memoryview(piece)[written:]
         return True
 
     def untouched(self, request_id: str) -> bool:
@@ -333,6 +333,27 @@ class Child:
         oom = -code == signal.SIGKILL and not self._killed
         hint = " (out of memory?)" if oom else ""
         return f"was killed by {name}{hint}"
+
+
+def _apart() -> Dict[str, Any]:
+    """What makes a child lead a group of its own: its grandchildren end with it.
+
+    Where there is a terminal, also a session of its own: neither its keys nor its end
+    reach the child, and the child cannot ask there for a password. Elsewhere a session
+    means nothing but a scheduling group of its own (autogroup(7)), and each hand-over
+    from the worker to the child and back is one between groups.
+    """
+    if sys.version_info < (3, 11) or _has_terminal():
+        return {"start_new_session": True}
+    return {"process_group": 0}
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _waitable(pid: int, options: int) -> bool:

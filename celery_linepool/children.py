@@ -197,13 +197,17 @@ class Children:
         self._waiting = deque(c for c in self._waiting if isinstance(c, Call))
         return jobs
 
-    def serve(self) -> None:
+    def serve(self, heard: Optional[Member] = None) -> None:
         """Give children that have room to those that wait.
+
+        `heard` is one whose words were all taken a moment ago.
 
         At most as many tasks as there are slots may be between their reply and their
         end, so that a slow result backend holds tasks back in the line instead of
         piling them up here.
         """
+        if not self._waiting or not self._free:
+            return
         slots = self.size * self.settings.inflight
         twins = []
         while self._waiting and self._free and self._settling < slots:
@@ -212,7 +216,7 @@ class Children:
             claim = self._waiting.popleft()
             if isinstance(claim, Job) and not self._owner.may_start(claim):
                 continue
-            member = self._find(claim)
+            member = self._find(claim, heard)
             if member is None:
                 twins.append(claim)
             elif isinstance(claim, Call):
@@ -221,7 +225,7 @@ class Children:
                 self._begin(member, claim)
         self._waiting.extendleft(reversed(twins))
 
-    def _find(self, claim: Claim) -> Optional[Member]:
+    def _find(self, claim: Claim, heard: Optional[Member]) -> Optional[Member]:
         """A child that is found well; those that are not are replaced.
 
         None if there is none just now that is not busy with a request of the same id:
@@ -234,7 +238,7 @@ class Children:
                 if not others:
                     return None
                 member = min(others, key=lambda m: len(m.claims))
-            if not member.claims:
+            if not member.claims and member is not heard:
                 self.readable(member)  # what it said while it was idle
             if not member.has_room:
                 self.offer(member)

@@ -8,7 +8,6 @@ it gets no new task meanwhile, and is killed after a grace time. In the engine's
 from __future__ import annotations
 
 import signal
-import time
 from typing import Callable, List, Optional, Protocol
 
 from .encoding import encode_op
@@ -70,7 +69,7 @@ class Deadlines:
         """Its time runs from here."""
         seconds = self._settings.timeout if job.limit is None else job.limit
         job.timer = self._engine.call_later(seconds, self._hard_limit, job, seconds)
-        job.deadline = time.monotonic() + seconds
+        job.deadline = job.timer.when
         if job.soft_limit is not None:
             job.soft_timer = self._engine.call_later(
                 job.soft_limit, self._soft_limit, job

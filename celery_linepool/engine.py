@@ -47,6 +47,8 @@ class Engine(threading.Thread):
         self._running = True
         self._turned = turned
         self._greenlets = Greenlets(self._do)
+        #: The thread's ident: Thread's own is a property, and each task asks for it.
+        self._here: Optional[int] = None
         #: When the engine last left `select`; None while it waits there.
         self.awake_since: Optional[float] = None
 
@@ -73,7 +75,7 @@ class Engine(threading.Thread):
 
     def is_here(self) -> bool:
         """Whether the caller runs in the engine's thread."""
-        return threading.get_ident() == self.ident
+        return threading.get_ident() == self._here
 
     # --- in the engine's thread -------------------------------------------------------
 
@@ -117,7 +119,7 @@ class Engine(threading.Thread):
     # --- the loop ---------------------------------------------------------------------
 
     def run(self) -> None:
-        self._greenlets.loop = getcurrent()
+        self._here, self._greenlets.loop = threading.get_ident(), getcurrent()
         while self._running:
             for key, _ in self._selector.select(self._patience()):
                 self.awake_since = self.awake_since or time.monotonic()

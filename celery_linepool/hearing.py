@@ -46,8 +46,8 @@ class Line(Protocol):
     def submit(self, claim: Claim, first: bool = False) -> None:
         """Stand in line for a child."""
 
-    def serve(self) -> None:
-        """Give children that have room to those that wait."""
+    def serve(self, heard: Optional[Member] = None) -> None:
+        """Give children that have room to those that wait; one was just heard."""
 
 
 class Hearing:
@@ -96,7 +96,7 @@ class Hearing:
             self._nursery.lose(member, None, EXIT_GRACE)
         if answers:
             # The child takes its next job before the last one is settled.
-            self._line.serve()
+            self._line.serve(member)
             for call, answer in answers:
                 self.answer(call, answer)
         return events is not None

@@ -73,6 +73,8 @@ class Prefetch:
                 return
             self._held[lane] += by
             excess = max(0, self._held[lane] - self._shares[lane])
+            if not excess and not self._borrowed[lane]:
+                return
             borrowed = self._loan(excess, self._borrowed[lane])
             more, self._borrowed[lane] = borrowed - self._borrowed[lane], borrowed
             if more > 0:

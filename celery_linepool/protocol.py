@@ -56,6 +56,9 @@ class Stray(enum.Enum):
 class State(enum.Enum):
     """What a connection may do next."""
 
+    #: Enum's own is a call in Python, and a move makes several.
+    __hash__ = object.__hash__
+
     #: Its hello is waited for.
     STARTING = "starting"
     IDLE = "idle"
@@ -66,6 +69,8 @@ class State(enum.Enum):
 
 class Move(enum.Enum):
     """What can happen to a connection."""
+
+    __hash__ = object.__hash__
 
     HELLO = "hello"
     REQUEST = "request"
@@ -125,6 +130,8 @@ class Connection:
         self.hello: Optional[Hello] = None
         #: Ids of requests that it has not replied to, the oldest first.
         self.requests: Dict[str, None] = {}
+        #: Requests that it may have at once.
+        self.inflight = 1
         self._may_greet = handshake is not Handshake.NONE
         #: It has replied with an id: then a reply without one is not its own.
         self._says_ids = False
@@ -133,11 +140,6 @@ class Connection:
         self._stray = stray
         self._buffer = bytearray()
         self._searched = 0
-
-    @property
-    def inflight(self) -> int:
-        """Requests that it may have at once."""
-        return 1 if self.hello is None else min(self._most, self.hello.inflight)
 
     @property
     def has_room(self) -> bool:
@@ -255,6 +257,7 @@ class Connection:
         self.move(Move.HELLO)
         self._may_greet = False
         self.hello = hello
+        self.inflight = min(self._most, hello.inflight)
         return hello
 
     def _told(self, fields: Dict[str, Any], size: int) -> Optional[Told]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from typing import Union
 
 #: Bytes of one call at the most: the size of a pipe's buffer on Linux.
 SIZE = 65536
@@ -27,6 +28,7 @@ class Buffer:
     def __init__(self) -> None:
         self._room = ctypes.create_string_buffer(SIZE)
         self._view = memoryview(self._room)
+        self._address = ctypes.addressof(self._room)
 
     def read(self, fd: int) -> bytes:
         """As `os.read`, of up to `SIZE` bytes.
@@ -34,19 +36,19 @@ class Buffer:
         Raises:
             OSError: as `os.read`; BlockingIOError if there is nothing to read.
         """
-        size = _read(fd, self._room, SIZE)
+        size = _read(fd, self._address, SIZE)
         if size < 0:
             raise _error()
         return self._view[:size].tobytes()
 
 
-def write(fd: int, data: memoryview) -> int:
+def write(fd: int, data: Union[bytes, memoryview]) -> int:
     """As `os.write`, of up to `SIZE` bytes; how many were taken.
 
     Raises:
         OSError: as `os.write`; BlockingIOError if the pipe is full.
     """
-    piece = data[:SIZE].tobytes()
+    piece = bytes(data[:SIZE])  # of a line that is short enough no copy is made
     size: int = _write(fd, piece, len(piece))
     if size < 0:
         raise _error()

@@ -87,20 +87,21 @@ class ForeignTask(Task):  # type: ignore[misc]
     def _meta(self, deadline: Optional[float]) -> Dict[str, Any]:
         """What a child may want to know of the task besides its arguments."""
         request = self.request
+        given = vars(request)
         delivery = request.delivery_info or {}
         meta = {
             "retries": request.retries,
             "max_retries": self.max_retries,
             "queue": delivery.get("routing_key"),
             "redelivered": bool(delivery.get("redelivered")),
-            "crashes": getattr(request, CRASHES, None) or 0,
+            "crashes": given.get(CRASHES) or 0,
         }
         if deadline is not None:
             # Ours is monotonic, a child's is the wall clock of this moment.
             left = deadline - time.monotonic()
             meta["deadline"] = round(time.time() + left, 3)
         for key in ("root_id", "parent_id", "group", "eta", "expires", "headers"):
-            value = getattr(request, key, None)
+            value = given.get(key)
             if value is not None:
                 meta[key] = value
         meta.update(context_of(request))

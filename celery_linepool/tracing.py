@@ -18,9 +18,9 @@ HEADERS = ("traceparent", "tracestate", "baggage", "sentry-trace")
 
 def context_of(request: Any) -> Dict[str, str]:
     """The headers for the child of the task with this Celery request."""
-    found = {}
+    found, given = {}, vars(request)
     for name in HEADERS:
-        value = request.get(name)
+        value = given.get(name)
         if isinstance(value, str):
             found[name] = value
     found.update(_sentry())

@@ -10,6 +10,7 @@ import resource
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -523,9 +524,45 @@ def test_its_arguments_are_never_read_by_a_shell(spawn: Spawn) -> None:
     assert surroundings(spawn("tells_surroundings.py", *nasty))["args"] == list(nasty)
 
 
-def test_it_leads_a_session_and_a_group_of_its_own(spawn: Spawn) -> None:
+def test_it_leads_a_group_of_its_own(spawn: Spawn) -> None:
     told = surroundings(spawn("tells_surroundings.py"))
-    assert told["sid"] == told["pgid"] == told["pid"]
+    assert told["pgid"] == told["pid"]
+    # Without a terminal a session would only be a scheduling group of its own.
+    apart = sys.version_info < (3, 11) or has_terminal()
+    assert told["sid"] == (told["pid"] if apart else os.getsid(0))
+
+
+def has_terminal() -> bool:
+    opened = subprocess.run(["sh", "-c", ": </dev/tty"], stderr=subprocess.DEVNULL)
+    return opened.returncode == 0
+
+
+SPAWNS = """
+import os, sys
+from celery_linepool.child import Child
+from celery_linepool.settings import read
+from celery import Celery
+os.open(sys.argv[1], os.O_RDWR)  # who leads a session without a terminal has one now
+app = Celery()
+app.conf.linepool_command = ["sleep", "60"]
+child = Child(read(app.conf, 1)["default"], {"PATH": os.defpath})
+print(os.getsid(child.pid) == os.getpgid(child.pid) == child.pid)
+child.kill()
+while not child.has_exited():
+    pass
+child.reap()
+"""
+
+
+def test_where_there_is_a_terminal_it_leads_a_session_of_its_own() -> None:
+    ends = os.openpty()
+    try:
+        argv = [sys.executable, "-c", SPAWNS, os.ttyname(ends[1])]
+        said = subprocess.check_output(argv, start_new_session=True, timeout=60)
+    finally:
+        for end in ends:
+            os.close(end)
+    assert said == b"True\n"
 
 
 def test_its_folder(spawn: Spawn, tmp_path: Path) -> None:

@@ -746,9 +746,11 @@ def test_a_number_of_any_length_is_a_number_or_a_bad_line(number: bytes) -> None
     [2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 2**64 + 1, -(2**63) - 1, 10**300],
 )
 def test_a_long_integer_keeps_every_digit(number: int) -> None:
-    line = b'{"status":"ok","result":[%d]}' % number
-    [found] = parse_reply(line).fields["result"]
-    assert found == number and isinstance(found, int)
+    # Wherever it begins in a long line, of which not all bytes are looked at.
+    for text in (b"", *(b"x" * size for size in range(5000, 5020))):
+        line = b'{"text":"%s","status":"ok","result":[%d]}' % (text, number)
+        [found] = parse_reply(line).fields["result"]
+        assert found == number and isinstance(found, int)
 
 
 def test_digits_in_a_text_stay_text() -> None:

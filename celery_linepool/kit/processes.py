@@ -18,10 +18,10 @@ def descendants(pid: int) -> List[psutil.Process]:
 
 
 def survivors(pid: int, family: Sequence[psutil.Process]) -> List[psutil.Process]:
-    """Those of its family, or of its session, that run although it has ended."""
+    """Those of its family, its group or its session that run although it has ended."""
     known = {process.pid for process in family}
-    session = (other for other in psutil.pids() if _session(other) == pid)
-    more = [_process(other) for other in session if other not in known]
+    led = (other for other in psutil.pids() if _is_led(other, pid))
+    more = [_process(other) for other in led if other not in known]
     return [p for p in [*family, *more] if p and p.pid != pid and _runs(p)]
 
 
@@ -62,11 +62,11 @@ def _all(pid: int) -> Iterator[psutil.Process]:
     yield from descendants(pid)
 
 
-def _session(pid: int) -> Optional[int]:
+def _is_led(pid: int, leader: int) -> bool:
     try:
-        return os.getsid(pid)
+        return leader in (os.getpgid(pid), os.getsid(pid))
     except OSError:
-        return None  # it has just ended
+        return False  # it has just ended
 
 
 def _process(pid: int) -> Optional[psutil.Process]:
