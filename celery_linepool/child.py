@@ -25,7 +25,7 @@ from .encoding import encode_op
 from .errors import SpawnError
 from .messages import Event
 from .protocol import Connection, Handshake
-from .syscalls import Buffer, write
+from .syscalls import read, write
 
 if TYPE_CHECKING:
     from .settings import PoolSettings
@@ -82,7 +82,6 @@ class Child:
         #: Lines that the pipe did not take yet. Of one that it took a part of, a view:
         #: what a slow reader takes piece by piece is not copied each time.
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
-        self._buffer = Buffer()
         #: Bytes handed to `send` and `tell` so far, and where requests begin in them.
         self._total = 0
         self._starts: Dict[str, int] = {}
@@ -238,7 +237,7 @@ class Child:
         if self.eof:
             return None
         try:
-            data = self._buffer.read(self.stdout)
+            data = read(self.stdout)
         except BlockingIOError:
             return None
         if not data:

@@ -96,7 +96,10 @@ class Member:
         self.served = 0
         #: Why it is lost: becomes the answer to its calls.
         self.loss: Optional[Loss] = None
+        #: Until its end has to go on.
         self.timer: Optional[Timer] = None
+        #: Until it has to have booted, or counts as booted.
+        self.boot_timer: Optional[Timer] = None
 
     @property
     def stays(self) -> bool:

@@ -358,6 +358,7 @@ class Nursery:
         return self._keeper.readable(member)
 
     def left(self, member: Member) -> None:
+        self._boot_is_over(member)
         self._keeper.left(member)
 
     def given_up(self, member: Member) -> None:
@@ -429,11 +430,12 @@ class Nursery:
         return next(slot for slot in itertools.count(1) if slot not in taken)
 
     def _await_boot(self, member: Member) -> None:
+        later = self._engine.call_later
         if self._handshake is Handshake.REQUIRED:
             seconds = self._settings.boot_timeout
-            self._engine.call_later(seconds, self._no_hello, member)
+            member.boot_timer = later(seconds, self._no_hello, member)
             return
-        self._engine.call_later(START_GRACE, self._booted, member)
+        member.boot_timer = later(START_GRACE, self._booted, member)
         if not self._resetting:
             # Nothing better can be had: its first task waits while it boots.
             self._keeper.born(member)
@@ -447,10 +449,17 @@ class Nursery:
             )
             self.lose(member, Loss(Cause.VIOLATION, text))
 
+    def _boot_is_over(self, member: Member) -> None:
+        # Its timer would keep the child in memory until the time is up.
+        if member.boot_timer is not None:
+            self._engine.cancel(member.boot_timer)
+            member.boot_timer = None
+
     def _booted(self, member: Member) -> None:
         if member.booted or member.phase in (Phase.LOST, Phase.GONE):
             return
         member.booted = True
+        self._boot_is_over(member)
         if member.phase is Phase.BOOTING:
             self._keeper.born(member)
         self._reset_on()

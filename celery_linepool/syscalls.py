@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from typing import Union
 
 #: Bytes of one call at the most: the size of a pipe's buffer on Linux.
@@ -40,6 +41,19 @@ class Buffer:
         if size < 0:
             raise _error()
         return self._view[:size].tobytes()
+
+
+class _Room(threading.local):
+    def __init__(self) -> None:
+        self.buffer = Buffer()
+
+
+_room = _Room()
+
+
+def read(fd: int) -> bytes:
+    """As `Buffer.read`, with the room of the thread that calls."""
+    return _room.buffer.read(fd)
 
 
 def write(fd: int, data: Union[bytes, memoryview]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -14,6 +15,7 @@ import pytest
 from lone_pool import PATIENCE, LonePool, eventually, script
 
 from celery_linepool.job import Cause
+from celery_linepool.member import Member
 from celery_linepool.recycle import Limits
 
 pytestmark = pytest.mark.outer_celerys
@@ -51,6 +53,22 @@ def test_an_idle_child_that_dies_is_replaced(lone_pool: MakePool) -> None:
     os.kill(first, signal.SIGKILL)
     eventually(lambda: pool.idle_pids() not in (set(), {first}), PATIENCE)
     assert pool.call("x.pid") in pool.idle_pids()
+
+
+def test_nothing_is_kept_of_children_that_are_gone(lone_pool: MakePool) -> None:
+    pool = lone_pool(script("faulty.pl", 1), boot_timeout=10 * PATIENCE)
+    ends = []
+    for _ in range(5):
+        [pid] = eventually(pool.idle_pids, PATIENCE)
+        ends.append(pid)
+        end(pool, pid)
+
+    def kept() -> list[Member]:
+        gc.collect()
+        found = [thing for thing in gc.get_objects() if isinstance(thing, Member)]
+        return [member for member in found if member.child.pid in ends]
+
+    eventually(lambda: not kept(), PATIENCE)
 
 
 def test_a_stray_line_of_an_idle_child_costs_no_task(lone_pool: MakePool) -> None:

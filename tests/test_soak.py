@@ -12,6 +12,7 @@ import pytest
 
 HOME = Path(__file__).parent.parent
 sys.path.insert(0, str(HOME))
+from benchmarks.soak import inside  # noqa: E402
 from benchmarks.soak.lines import LINES, judge, slope  # noqa: E402
 
 pytestmark = pytest.mark.newest_celery
@@ -40,7 +41,51 @@ def test_a_short_soak(tmp_path: Path) -> None:
     assert sum(found["counts"]["ends"].values()) == found["counts"]["sent"]
     assert found["counts"]["faults"] and found["troubles"]
     assert "<svg" in (tmp_path / "soak.svg").read_text()
-    assert "| descriptors of the worker |" in (tmp_path / "soak.md").read_text()
+    page = (tmp_path / "soak.md").read_text()
+    for name, line in LINES.items():
+        assert f"| {line.title} |" in page
+        assert found["lines"][name]["level"] > 0
+
+
+KEEPS = """
+import sys
+sys.path.append(sys.argv[1])
+from benchmarks.soak import inside
+inside.listen(sys.argv[2])
+kept = []
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+def test_what_a_process_keeps_is_seen_and_what_it_drops_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "inside"
+    with subprocess.Popen(
+        [sys.executable, "-c", KEEPS, str(HOME), str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin and process.stdout
+
+        def after(statement: str) -> dict[str, Any]:
+            print(statement, file=process.stdin, flush=True)
+            assert process.stdout.readline() == "done\n"
+            return inside.ask(path)
+
+        after("pass")
+        before = after("pass")
+        small = after("kept += [bytes(100 + n % 2) for n in range(20_000)]")
+        assert small["blocks"] - before["blocks"] == pytest.approx(20_000, abs=2_000)
+        large = after("kept += [bytes(10_000) for _ in range(1_000)]")
+        assert large["malloc_mib"] - small["malloc_mib"] == pytest.approx(9.6, abs=0.5)
+        after("kept.clear(); kept = [[] for _ in range(20_000)]")
+        dropped = after("for one in kept: one.append(one)\n"[:-1])
+        dropped = after("one = None; kept = []")
+        assert dropped["blocks"] == pytest.approx(before["blocks"], abs=2_000)
+        assert dropped["malloc_mib"] == pytest.approx(before["malloc_mib"], abs=0.5)
+        process.stdin.close()
 
 
 def samples(**changed: Any) -> list[dict[str, Any]]:
@@ -60,7 +105,11 @@ def grows(**changed: Any) -> list[str]:
 
 def test_what_grows_is_found() -> None:
     assert grows() == []
-    assert grows(memory_mib=lambda n: 50 + n / 10) == ["memory_mib"]
+    assert grows(memory_mib=lambda n: 50 + n / 5) == ["memory_mib"]
+    # Steps of the allocators are theirs.
+    assert grows(memory_mib=lambda n: 66 + n // 25) == []
+    assert grows(blocks=lambda n: 400_000 + 200 * n) == ["blocks"]
+    assert grows(malloc_mib=lambda n: 20 + n / 50) == ["malloc_mib"]
     assert grows(fds=lambda n: 50 + n // 10, threads=lambda n: n) == ["fds", "threads"]
     # What belongs to the machine is shown, and no more.
     assert grows(p99_ms=lambda n: 50.0 * n) == []

@@ -13,12 +13,12 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import celery
 import click
 
-from . import lines
+from . import inside, lines
 from .load import HONEST, PYTHON, Load
 from .trouble import Trouble
 
@@ -71,8 +71,15 @@ CONF = {
     "worker_prefetch_multiplier": 4,
 }
 TASKS = f"""
-    import os
+    import os, sys
+    from celery import signals
     app.conf.broker_url = os.environ["SOAK_BROKER"]
+
+    @signals.worker_init.connect
+    def listen(**kwargs):
+        sys.path.append({str(HOME)!r})
+        from benchmarks.soak import inside
+        inside.listen(os.environ["SOAK_INSIDE"])
 
     @app.task(name="{PYTHON}")
     def double(number):
@@ -139,9 +146,9 @@ def soak(
         )
         proxy = Proxy(project.conf["broker_url"])
         stack.callback(proxy.close)
-        worker = start(
-            project=project, args=("-c", "1"), env={"SOAK_BROKER": proxy.url}
-        )
+        told = folder / "inside"
+        env = {"SOAK_BROKER": proxy.url, "SOAK_INSIDE": str(told)}
+        worker = start(project=project, args=("-c", "1"), env=env)
 
         def send(name: str, id_: str, args: List[Any]) -> None:
             worker.send(name, *args, task_id=id_, retry=True)
@@ -150,7 +157,12 @@ def soak(
         load = Load(send, backend, folder, list(FAULTS), faulty, chance)
         stack.callback(load.close)
         trouble = Trouble(worker, proxy, every, chance)
-        samples = run(worker, load, trouble, 60 * minutes, rate, tasks)
+
+        def look(began: float) -> Dict[str, Any]:
+            seen = lines.sample(worker.pid, began, load.latencies())
+            return {**seen, **inside.ask(told)}
+
+        samples = run(look, load, trouble, 60 * minutes, rate, tasks)
         family = worker.children()
         if worker.stop() != 0:
             trouble.broken.append("the worker did not end well")
@@ -174,7 +186,12 @@ def soak(
 
 
 def run(
-    worker: Any, load: Load, trouble: Trouble, seconds: float, rate: float, most: int
+    look: Callable[[float], Dict[str, Any]],
+    load: Load,
+    trouble: Trouble,
+    seconds: float,
+    rate: float,
+    most: int,
 ) -> List[Dict[str, Any]]:
     """Tasks and troubles for so long, then peace until the last task has ended."""
     samples: List[Dict[str, Any]] = []
@@ -189,7 +206,7 @@ def run(
             sent += int(due)
             load.look()
         if passed >= len(samples) * seconds / SAMPLES:
-            samples.append(lines.sample(worker.pid, began, load.latencies()))
+            samples.append(look(began))
     trouble.end()
 
     def all_ended() -> bool:

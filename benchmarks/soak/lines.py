@@ -29,8 +29,12 @@ class Line:
     shown: bool = False
 
 
+# What the system counts rises with the worst moment so far; what is alive does not, and
+# so may grow by little: see `inside`.
 LINES = {
-    "memory_mib": Line("memory of the worker, MiB", 0.03, 2.0),
+    "memory_mib": Line("memory of the worker, MiB", 0.1, 2.0),
+    "blocks": Line("live objects of the worker, blocks", 0.02, 1000.0),
+    "malloc_mib": Line("live memory outside of them, MiB", 0.03, 0.3),
     "fds": Line("descriptors of the worker", 0.05, 3.0),
     "threads": Line("threads of the worker", 0.05, 2.0),
     "processes": Line("processes under the worker", 0.05, 2.0),
