@@ -46,6 +46,7 @@ class CeleryJob(Job):
         self.timeout_callback = options.get("timeout_callback")
         #: Celery's Request, which the callbacks are methods of.
         self.request = getattr(self.accept_callback, "__self__", None)
+        self.late = self.request is not None and bool(self.request.task.acks_late)
         #: The connection that its message came through.
         self.connection = 0
         #: Whether its message counts as held by its lane.
@@ -83,6 +84,15 @@ class CeleryJob(Job):
         if raised is None:
             _call(self.callback, returned)
             return
+        if self._is_left(raised):
+            logger.warning(
+                "linepool: %s[%s] is given back to the broker: %s",
+                self.name,
+                self.id,
+                raised,
+                extra=self._identity(raised),
+            )
+            return
         reason = raised.reason if isinstance(raised, Abandoned) else raised
         if isinstance(raised, Abandoned) and not isinstance(reason, Terminated):
             extra = self._identity(reason)
@@ -107,6 +117,11 @@ class CeleryJob(Job):
             if self._crashed(reason):
                 return
         _call(self.error_callback, _einfo(reason))
+
+    def _is_left(self, raised: BaseException) -> bool:
+        """Whether nobody has begun it, and the broker will deliver it again."""
+        unread = isinstance(raised, Abandoned) and raised.unread
+        return unread and self.request is not None and not self.request.acknowledged
 
     def _crashed(self, reason: WorkerLostError) -> bool:
         """Deal with a task that Celery would give back to the broker without end."""
