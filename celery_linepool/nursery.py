@@ -417,7 +417,11 @@ class Nursery:
         slot = self._free_slot()
         env = self._settings.environment(slot, self.generation)
         child = Child(self._settings, env, self._handshake)
-        self._guardian.watch(child.pid)
+        try:
+            self._guardian.watch(child.pid)
+        except SpawnError:
+            child.discard()
+            raise
         name, pid = self._settings.name, child.pid
         stream = None
         if child.stderr is not None:
