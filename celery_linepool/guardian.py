@@ -69,8 +69,8 @@ class Guardian:
             self._tell(f"- {group}\n")
         except OSError as exc:
             logger.error(
-                "linepool guardian cannot be started, so no one would end the children "
-                "of a killed worker; trying again with the next child: %s",
+                "linepool guardian cannot be started; trying again with the next "
+                "child: %s",
                 exc,
             )
 

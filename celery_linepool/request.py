@@ -81,6 +81,27 @@ class CeleryJob(Job):
         self, returned: Any, raised: Optional[BaseException], ending: bool
     ) -> None:
         """Tell Celery how it ended; `ending` is whether the worker ends, too."""
+        try:
+            self._report(returned, raised, ending)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            # As prefork: it must not end the event loop.
+            logger.error(
+                "linepool: %s[%s]: Celery could not settle it, so its result may be "
+                "missing in %s, and its errbacks may not be called; does the result "
+                "backend take results? %r",
+                self.name,
+                self.id,
+                _where(self.request),
+                exc,
+                exc_info=True,
+                extra=self._identity(exc),
+            )
+
+    def _report(
+        self, returned: Any, raised: Optional[BaseException], ending: bool
+    ) -> None:
         if raised is None:
             _call(self.callback, returned)
             return
@@ -176,6 +197,11 @@ class CeleryJob(Job):
 def _call(callback: Optional[Callable[..., Any]], *args: Any) -> None:
     if callback is not None:
         callback(*args)
+
+
+def _where(request: Any) -> str:
+    """The result backend, without its password."""
+    return "its backend" if request is None else str(request.task.backend.as_uri())
 
 
 def _einfo(exc: BaseException) -> ExceptionInfo:
