@@ -304,6 +304,7 @@ def test_no_child_boots_any_more(start_worker, tmp_path, late, dies):
     )
     child = psutil.Process(worker.call("any"))
     child.suspend()
+    eventually(lambda: child.status() == psutil.STATUS_STOPPED)
     result = worker.send("any")
     eventually(lambda: worker.inspect("active"))
     broken.touch()
