@@ -291,13 +291,18 @@ def test_a_worker_drains_longer_than_a_heartbeat(start_worker, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("late", "dies"), [(True, "before"), (True, "meanwhile"), (False, "meanwhile")]
+    ("broker", "late", "dies"),
+    [
+        ("rabbitmq", True, "before"),
+        ("redis", True, "meanwhile"),
+        ("rabbitmq", False, "meanwhile"),
+    ],
 )
-def test_no_child_boots_any_more(start_worker, tmp_path, late, dies):
+def test_no_child_boots_any_more(start_worker, tmp_path, broker, late, dies):
     """A task that was in a child's pipe, unread, does not hold up the worker's end."""
     broken = tmp_path / "broken"
     worker = start_worker(
-        "rabbitmq",
+        broker,
         [*PICKY, str(broken)],
         args=("-c", "1"),
         conf={"task_acks_late": late},
@@ -329,13 +334,15 @@ def test_no_child_boots_any_more(start_worker, tmp_path, late, dies):
             worker.result(result)
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["acks_late", "acks_early"])
-def test_no_child_has_ever_booted(start_worker, tmp_path, late):
+@pytest.mark.parametrize(
+    ("broker", "late"), [("rabbitmq", True), ("redis", True), ("rabbitmq", False)]
+)
+def test_no_child_has_ever_booted(start_worker, tmp_path, broker, late):
     """Which is seen late: the worker has taken a task by then, and ends."""
     ends = tmp_path / "ends"
     slow = f"while [ ! -e {ends} ]; do sleep 0.02; done; exit 7"
     worker = start_worker(
-        "rabbitmq", ["sh", "-c", slow], args=("-c", "1"), conf={"task_acks_late": late}
+        broker, ["sh", "-c", slow], args=("-c", "1"), conf={"task_acks_late": late}
     )
     result = worker.send("any")
     eventually(lambda: worker.inspect("active"))
