@@ -97,7 +97,11 @@ class Child:
         #: Its stderr, for whoever drains and closes it from now on.
         self.stderr = _detach(self._process.stderr)
         self.exit = _exit_fd(self.pid)
-        self._place(settings)
+        try:
+            self._place(settings)
+        except SpawnError:
+            self.discard()
+            raise
 
     @staticmethod
     def _spawn(
@@ -143,12 +147,6 @@ class Child:
                 for number, limit in settings.rlimits.items():
                     resource.prlimit(self.pid, number, limit)
         except (OSError, ValueError) as exc:
-            self.kill()
-            self._process.wait()
-            self.state = State.EXITED
-            self.reap()
-            if self.stderr is not None:
-                os.close(self.stderr)
             raise SpawnError(f"its nice or rlimits cannot be set: {exc}") from exc
         try:
             # If memory runs out, the kernel takes a child and not the worker.
@@ -312,6 +310,15 @@ class Child:
         if self.exit is not None:
             os.close(self.exit)
             self.exit = None
+
+    def discard(self) -> None:
+        """Undo its start: nobody has it yet. Waits for the end of a killed process."""
+        self.kill()
+        self._process.wait()
+        self.state = State.EXITED
+        self.reap()
+        if self.stderr is not None:
+            os.close(self.stderr)
 
     def ended_from_outside(self) -> bool:
         """Whether somebody else sent it SIGKILL or SIGTERM; known once it is reaped."""

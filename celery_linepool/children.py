@@ -105,12 +105,19 @@ class Children:
         self._waiting: Deque[Claim] = deque()
         self._settling = 0
         self._killing = False
+        #: The worker ends: what is not begun is better left to another one.
+        self._closing = False
         #: Whether no task is to be started.
         self.paused = False
 
     def start(self, ready: Callable[[Optional[BootError]], Any]) -> None:
         """Start all children; `ready(error)` is called once they live, or do not."""
         self._nursery.start(ready)
+
+    def close(self) -> None:
+        """The worker ends when what has begun is finished."""
+        self._closing = True
+        self.resign()
 
     def stop(self, empty: Callable[[], Any]) -> None:
         """End all children, politely, then not; `empty()` when all are reaped."""
@@ -190,12 +197,36 @@ class Children:
         else:
             self._waiting.append(claim)
         self.serve()
+        self.resign()
 
     def flush(self) -> List[Job]:
         """Take all jobs out of the line that have not started."""
         jobs = [claim for claim in self._waiting if isinstance(claim, Job)]
         self._waiting = deque(c for c in self._waiting if isinstance(c, Call))
         return jobs
+
+    def resign(self) -> None:
+        """At the end of the worker nobody stands in line without need, or in vain.
+
+        These have lost their child before it read them. Whoever may be left to another
+        worker is, and nobody waits for a child that does not boot.
+        """
+        if not self._closing and not self._nursery.closed:
+            return
+        barren = self._nursery.barren
+        for call in [c for c in self._waiting if isinstance(c, Call)]:
+            job = call.job
+            if barren or (job is not None and job.late and not job.begun):
+                self._waiting.remove(call)
+                self._hearing.answer(call, self._unread(call))
+
+    def _unread(self, call: Call) -> Loss:
+        text = (
+            f"the worker ends, pool {self.settings.name!r} has no child for it, and no "
+            "child has begun it"
+        )
+        begun = call.job is None or call.job.begun
+        return Loss(Cause.DIED if begun else Cause.UNREAD, text)
 
     def serve(self, heard: Optional[Member] = None) -> None:
         """Give children that have room to those that wait.
@@ -407,15 +438,11 @@ class Children:
         for call in calls.values():
             loss = self._loss(member, call, tail)
             free = call.id in untouched and (call.job is None or not call.job.doomed)
-            if free and loss.cause in (Cause.DIED, Cause.SIBLING) and self._goes_on:
+            if free and loss.cause in (Cause.DIED, Cause.SIBLING):
                 # Not one byte of it was read: nothing was begun, nothing is lost.
                 self.submit(call, first=True)
             else:
                 self._hearing.answer(call, loss)
-
-    @property
-    def _goes_on(self) -> bool:
-        return not self._nursery.closed
 
     def _loss(self, member: Member, call: Call, tail: List[str]) -> Loss:
         """What a call is told that its child left without an answer."""

@@ -81,3 +81,7 @@ def _free_core(cores: Set[int]) -> int:
         _claim = claim
         return core
     return shuffled[0]
+
+
+# The embedded beat (-B) is a fork of the worker, with an interpreter of its own.
+os.register_at_fork(after_in_child=release)

@@ -127,8 +127,12 @@ class Abandoned(BaseException):
     what Celery itself would not.
     """
 
-    def __init__(self, reason: BaseException, innocent: bool = False) -> None:
+    def __init__(
+        self, reason: BaseException, innocent: bool = False, unread: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         #: Another task's fault: it does not count as a crash of this one.
         self.innocent = innocent
+        #: No child has begun it: it may be left to another worker.
+        self.unread = unread

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Optional, Set
 
 from .cores import wide
+from .errors import SpawnError
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,17 @@ class Guardian:
             )
 
     def watch(self, group: int) -> None:
+        """Know a group from now on.
+
+        Raises:
+            SpawnError: nobody can: the guardian was killed, and there is no other.
+        """
         self._groups.add(group)
-        self._tell(f"+ {group}\n")
+        try:
+            self._tell(f"+ {group}\n")
+        except OSError as exc:
+            self._groups.discard(group)
+            raise SpawnError(f"its guardian cannot be started: {exc}") from exc
 
     def unwatch(self, group: int) -> None:
         """Forget a group; to be called before its leader is reaped.
@@ -55,7 +65,14 @@ class Guardian:
         Afterwards the number may belong to somebody else.
         """
         self._groups.discard(group)
-        self._tell(f"- {group}\n")
+        try:
+            self._tell(f"- {group}\n")
+        except OSError as exc:
+            logger.error(
+                "linepool guardian cannot be started; trying again with the next "
+                "child: %s",
+                exc,
+            )
 
     def stop(self) -> None:
         if self._process is not None:
@@ -64,18 +81,19 @@ class Guardian:
             self._process = None
 
     def _tell(self, line: str) -> None:
-        assert self._process is not None and self._process.stdin is not None
-        try:
-            os.write(self._process.stdin.fileno(), line.encode())
-        except BrokenPipeError:
-            logger.warning(
-                "linepool guardian (pid %s) was killed; starting another",
-                self._process.pid,
-            )
-            self.stop()
-            self.start()
-            for group in self._groups:
-                self._tell(f"+ {group}\n")
+        if self._process is not None and self._process.stdin is not None:
+            try:
+                os.write(self._process.stdin.fileno(), line.encode())
+                return
+            except BrokenPipeError:
+                logger.warning(
+                    "linepool guardian (pid %s) was killed; starting another",
+                    self._process.pid,
+                )
+                self.stop()
+        self.start()
+        for group in self._groups:
+            self._tell(f"+ {group}\n")
 
     def _close_pipe(self) -> None:
         if self._process is not None and self._process.stdin is not None:

@@ -150,6 +150,8 @@ class Hearing:
         if call.timer is not None:
             self._engine.cancel(call.timer)
         came = answer.status if isinstance(answer, Reply) else answer.cause
+        if call.job is not None:
+            call.job.begun = True
         self._figures.outcomes[came.value] += 1
         call.answer(answer)
 

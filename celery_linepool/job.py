@@ -70,6 +70,8 @@ class Cause(enum.Enum):
     SIBLING = "sibling"
     #: It gave up at its soft time limit.
     SOFT_LIMIT = "soft limit"
+    #: The worker ends, and no child has read it.
+    UNREAD = "unread"
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,13 @@ class Job:
         self.soft_timer: Optional[Timer] = None
         #: Whether nothing in it blocks, so that a greenlet may host it.
         self.plain = False
+        #: Whether its message is acknowledged when it has ended, and not before: it may
+        #: be left to another worker.
+        self.late = False
         #: The child that is reserved for it, as its pool sees it.
         self.member: Any = None
+        #: A child has answered it, or may have worked on it.
+        self.begun = False
         #: Its reply came; what is left is to settle it.
         self.settling = False
         #: It lost its child before it asked anything, and must not go on.

@@ -69,6 +69,9 @@ class Keeper(Protocol):
     def failed_to_boot(self, error: BootError) -> None:
         """The pool's children do not start, and never have."""
 
+    def resign(self) -> None:
+        """A child is gone, and another one may not come: see `barren`."""
+
 
 class Nursery:
     """The children of one pool, as processes.
@@ -180,6 +183,12 @@ class Nursery:
             empty()
 
     # --- as many as are wanted --------------------------------------------------------
+
+    @property
+    def barren(self) -> bool:
+        """Whether there is no child, and none is sure to come."""
+        failing = self.closed or self._retry is not None
+        return failing and not self._staying()
 
     def _staying(self) -> List[Member]:
         return [member for member in self.members if member.stays]
@@ -371,6 +380,7 @@ class Nursery:
         self._keeper.answer_lost(member, untouched, tail)
         self._reset_on()
         self._fill()
+        self._keeper.resign()
         self._check_empty()
 
     def _account(
@@ -407,7 +417,11 @@ class Nursery:
         slot = self._free_slot()
         env = self._settings.environment(slot, self.generation)
         child = Child(self._settings, env, self._handshake)
-        self._guardian.watch(child.pid)
+        try:
+            self._guardian.watch(child.pid)
+        except SpawnError:
+            child.discard()
+            raise
         name, pid = self._settings.name, child.pid
         stream = None
         if child.stderr is not None:

@@ -133,6 +133,10 @@ def _sibling(loss: Loss) -> BaseException:
     return Abandoned(WorkerLostError(str(loss)), innocent=True)
 
 
+def _unread(loss: Loss) -> BaseException:
+    return Abandoned(WorkerLostError(str(loss)), innocent=True, unread=True)
+
+
 def _soft_limit(loss: Loss) -> BaseException:
     limit: BaseException = SoftTimeLimitExceeded(loss.number)
     return limit
@@ -158,6 +162,7 @@ LOSSES: Mapping[Cause, Callable[[Loss], BaseException]] = {
     Cause.MEMORY: _died,
     Cause.SIBLING: _sibling,
     Cause.SOFT_LIMIT: _soft_limit,
+    Cause.UNREAD: _unread,
 }
 
 __all__ = ("LOSSES", "REPLIES", "Retry", "foreign_error", "settle")

@@ -46,6 +46,7 @@ class CeleryJob(Job):
         self.timeout_callback = options.get("timeout_callback")
         #: Celery's Request, which the callbacks are methods of.
         self.request = getattr(self.accept_callback, "__self__", None)
+        self.late = self.request is not None and bool(self.request.task.acks_late)
         #: The connection that its message came through.
         self.connection = 0
         #: Whether its message counts as held by its lane.
@@ -80,8 +81,38 @@ class CeleryJob(Job):
         self, returned: Any, raised: Optional[BaseException], ending: bool
     ) -> None:
         """Tell Celery how it ended; `ending` is whether the worker ends, too."""
+        try:
+            self._report(returned, raised, ending)
+        except MemoryError:
+            raise
+        except Exception as exc:
+            # As prefork: it must not end the event loop.
+            logger.error(
+                "linepool: %s[%s]: Celery could not settle it, so its result may be "
+                "missing in %s, and its errbacks may not be called; does the result "
+                "backend take results? %r",
+                self.name,
+                self.id,
+                _where(self.request),
+                exc,
+                exc_info=True,
+                extra=self._identity(exc),
+            )
+
+    def _report(
+        self, returned: Any, raised: Optional[BaseException], ending: bool
+    ) -> None:
         if raised is None:
             _call(self.callback, returned)
+            return
+        if self._is_left(raised):
+            logger.warning(
+                "linepool: %s[%s] is given back to the broker: %s",
+                self.name,
+                self.id,
+                raised,
+                extra=self._identity(raised),
+            )
             return
         reason = raised.reason if isinstance(raised, Abandoned) else raised
         if isinstance(raised, Abandoned) and not isinstance(reason, Terminated):
@@ -107,6 +138,11 @@ class CeleryJob(Job):
             if self._crashed(reason):
                 return
         _call(self.error_callback, _einfo(reason))
+
+    def _is_left(self, raised: BaseException) -> bool:
+        """Whether nobody has begun it, and the broker will deliver it again."""
+        unread = isinstance(raised, Abandoned) and raised.unread
+        return unread and self.request is not None and not self.request.acknowledged
 
     def _crashed(self, reason: WorkerLostError) -> bool:
         """Deal with a task that Celery would give back to the broker without end."""
@@ -161,6 +197,11 @@ class CeleryJob(Job):
 def _call(callback: Optional[Callable[..., Any]], *args: Any) -> None:
     if callback is not None:
         callback(*args)
+
+
+def _where(request: Any) -> str:
+    """The result backend, without its password."""
+    return "its backend" if request is None else str(request.task.backend.as_uri())
 
 
 def _einfo(exc: BaseException) -> ExceptionInfo:

@@ -175,6 +175,8 @@ class Runtime:
         """Start nothing more, from this moment on."""
         self._closing = True
         self.flush()
+        for pool in self.pools.values():
+            self.engine.post(pool.close)
 
     def _flush(self) -> None:
         for lane in self._jobs_lane.values():

@@ -64,6 +64,22 @@ def test_a_worker_on_one_core_and_its_children_on_all(start_worker):
     assert worker.stop() == 0
 
 
+def test_the_embedded_beat_has_all_cores(start_worker, tmp_path):
+    """It is a fork of the worker, and shares no interpreter with it."""
+    worker = start_worker(
+        "redis",
+        LIVES,
+        args=("-c", "1", "-B", "-s", str(tmp_path / "schedule")),
+        conf={"linepool_one_core": True},
+    )
+    worker.wait_for_log("beat: Starting")
+    [beat] = worker.children(r" worker |beat")
+    everywhere = affinities(os.getpid())[os.getpid()]
+    assert set(affinities(beat.pid).values()) == {everywhere}
+    assert affinities(worker.pid)[worker.pid].isdigit()
+    assert worker.stop() == 0
+
+
 def pids(worker):
     return [child.pid for child in worker.children("lives")]
 

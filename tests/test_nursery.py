@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import psutil
 import pytest
 from lone_pool import PATIENCE, LonePool, eventually, script
 
-from celery_linepool.job import Cause
+from celery_linepool.encoding import encode_request
+from celery_linepool.job import Call, Cause
 from celery_linepool.member import Member
 from celery_linepool.recycle import Limits
 
@@ -117,6 +119,58 @@ def test_boots_that_fail_later_are_tried_again(
     assert not waits.ended
     mark.touch()
     assert waits.result() != first
+
+
+def given_unread(pool: LonePool) -> tuple[Any, int]:
+    """A task in the pipe of an idle child that stands still, and the child."""
+    pid = pool.idle_pids().pop()
+    os.kill(pid, signal.SIGSTOP)
+    # Before it stands still the kernel would read for it.
+    eventually(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    task = pool.task("x.pid")
+    eventually(lambda: pool.member(pid)["doing"], PATIENCE)
+    return task, pid
+
+
+def test_at_the_end_of_the_worker_nobody_waits_in_vain(
+    lone_pool: MakePool, tmp_path: Path
+) -> None:
+    """While a child lives it serves what others have not read; then nobody does."""
+    mark = tmp_path / "mark"
+    mark.touch()
+    pool = lone_pool(script("boots_when_marked.sh", mark, *LIVES), size=2)
+    pool.call("x.pid")  # so a boot that fails later is not the end of all
+    busy, go = hold(pool, tmp_path)
+    waits, first = given_unread(pool)
+    pool.do(pool.children.close)
+    mark.unlink()
+    end(pool, first)
+    eventually(lambda: pool.info()["failed_boots"] > 1, PATIENCE)
+    assert not waits.ended
+    go.touch()
+    assert waits.result() == busy.result()
+
+    lost, last = given_unread(pool)
+    end(pool, last)
+    assert lost.loss().cause is Cause.UNREAD
+    answer: Future[Any] = Future()  # of a Python task that asks for itself
+    line = encode_request("other", {"task": "x.pid", "args": []})
+    pool.do(pool.children.send, Call("other", line, None, answer.set_result))
+    assert answer.result(PATIENCE).cause is Cause.DIED
+
+
+def test_at_the_end_of_the_worker_what_is_late_waits_for_nobody(
+    lone_pool: MakePool, tmp_path: Path
+) -> None:
+    pool = lone_pool(LIVES, size=2)
+    busy, go = hold(pool, tmp_path)
+    late, pid = given_unread(pool)
+    late.late = True
+    pool.do(pool.children.close)
+    os.kill(pid, signal.SIGKILL)
+    assert late.loss().cause is Cause.UNREAD
+    go.touch()
+    assert busy.result()
 
 
 def test_only_so_many_boot_at_once(lone_pool: MakePool) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import select
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 from celery.app.trace import build_tracer
+from celery.backends.base import DisabledBackend
 from localprocess import eventually
 
 from celery_linepool.pool import LinePool
@@ -141,3 +144,30 @@ def test_no_letter_is_lost_between_threads(bench: Bench) -> None:
         bench.receive()
     writer.join()
     assert found == list(range(count))
+
+
+def test_each_task_has_its_own_backend_whoever_asks_meanwhile(bench: Bench) -> None:
+    """Between any two lines another thread may ask for that of its task."""
+    runtime = bench.pool.runtime
+    mine, others = bench.task.backend, DisabledBackend(bench.task.app)
+    code, asked = type(runtime).settled_backend.__code__, 0
+
+    def ask_meanwhile(frame: Any, event: str, arg: Any) -> Any:
+        nonlocal asked
+        if frame.f_code is not code:
+            return None
+        if event == "line":
+            with ThreadPoolExecutor(1) as another:
+                answer = another.submit(runtime.settled_backend, others).result()
+            assert answer.backend is others
+            asked += 1
+        return ask_meanwhile
+
+    before = sys.gettrace()
+    sys.settrace(ask_meanwhile)
+    try:
+        settled = runtime.settled_backend(mine)
+    finally:
+        sys.settrace(before)
+    assert settled.backend is mine
+    assert asked >= 4

@@ -10,11 +10,13 @@ from pathlib import Path
 import celery
 import psutil
 import pytest
+from billiard.exceptions import WorkerLostError
 from workers import eventually
 
 CHILDREN = Path(__file__).parent / "children"
 GATED = ["ruby", str(CHILDREN / "waits_for_file.rb")]
 STUBBORN = ["ruby", str(CHILDREN / "ignores_eof_and_term.rb")]
+PICKY = ["ruby", str(CHILDREN / "boots_unless.rb")]
 
 #: Prefetch only what the slots need, and a few that have to wait in our own line.
 CONF = {"worker_prefetch_multiplier": 4, "task_acks_late": True}
@@ -286,6 +288,70 @@ def test_a_worker_drains_longer_than_a_heartbeat(start_worker, tmp_path):
     assert worker.wait() == 0
     assert result.state == "SUCCESS"
     assert worker.queue_size() == 0, "its message was given back"
+
+
+@pytest.mark.parametrize(
+    ("broker", "late", "dies"),
+    [
+        ("rabbitmq", True, "before"),
+        ("redis", True, "meanwhile"),
+        ("rabbitmq", False, "meanwhile"),
+    ],
+)
+def test_no_child_boots_any_more(start_worker, tmp_path, broker, late, dies):
+    """A task that was in a child's pipe, unread, does not hold up the worker's end."""
+    broken = tmp_path / "broken"
+    worker = start_worker(
+        broker,
+        [*PICKY, str(broken)],
+        args=("-c", "1"),
+        conf={"task_acks_late": late},
+    )
+    child = psutil.Process(worker.call("any"))
+    child.suspend()
+    eventually(lambda: child.status() == psutil.STATUS_STOPPED)
+    result = worker.send("any")
+    eventually(lambda: worker.inspect("active"))
+    broken.touch()
+    if dies == "before":
+        child.kill()
+        worker.wait_for_log("trying again in")
+    worker.send_signal(signal.SIGTERM)
+    worker.wait_for_log("Warm shutdown")
+    if dies == "meanwhile":
+        worker.wait_for_log("finishing 1 tasks")
+        child.kill()
+
+    assert worker.wait() == 0
+    if late:
+        assert worker.queue_size() == 1
+        broken.unlink()
+        worker.start()
+        assert worker.result(result) in {c.pid for c in worker.children("boots")}
+    else:
+        assert worker.queue_size() == 0
+        with pytest.raises(WorkerLostError, match="no child has begun it"):
+            worker.result(result)
+
+
+@pytest.mark.parametrize(
+    ("broker", "late"), [("rabbitmq", True), ("redis", True), ("rabbitmq", False)]
+)
+def test_no_child_has_ever_booted(start_worker, tmp_path, broker, late):
+    """Which is seen late: the worker has taken a task by then, and ends."""
+    ends = tmp_path / "ends"
+    slow = f"while [ ! -e {ends} ]; do sleep 0.02; done; exit 7"
+    worker = start_worker(
+        broker, ["sh", "-c", slow], args=("-c", "1"), conf={"task_acks_late": late}
+    )
+    result = worker.send("any")
+    eventually(lambda: worker.inspect("active"))
+    ends.touch()
+
+    assert worker.wait() != 0
+    assert "exited with status 7" in worker.log
+    assert worker.queue_size() == late
+    assert result.state == ("PENDING" if late else "FAILURE")
 
 
 def test_the_guardian_is_replaced(start_worker):
