@@ -7,7 +7,7 @@ much as Celery's tracer.
 from __future__ import annotations
 
 import contextvars
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 from greenlet import getcurrent, greenlet
 
@@ -25,6 +25,7 @@ class Greenlets:
         self.loop: Optional[greenlet] = None
         #: Those that wait for a call.
         self._idle: List[greenlet] = []
+        self._held: Tuple[Optional[greenlet], ...] = ()
 
     def start(self, run: Callable[[], Any]) -> None:
         """Call `run()` in a greenlet that nobody else uses meanwhile."""
@@ -47,6 +48,13 @@ class Greenlets:
         return self.loop.switch()
 
     def close(self) -> None:
-        """End those that wait. From the loop."""
+        """End those that wait. From the loop, as the last that its thread does.
+
+        If there is one reference to the greenlet of a thread that ends, and the garbage
+        collector does not know whose it is, greenlet takes it for a leak and drops it.
+        The collector knows of nobody that it is just about to collect, or that was
+        frozen, and the loop would be freed while we have it. So there are two.
+        """
         while self._idle:
             self._idle.pop().switch(None)
+        self._held = (self.loop, self.loop)

@@ -6,6 +6,8 @@ import contextvars
 import logging
 import os
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -374,3 +376,39 @@ def test_a_timer_may_be_years_away(engine: Engine) -> None:
     timer = ask(engine, engine.call_later, 1e9, print)
     assert ask(engine, engine.is_here)
     ask(engine, engine.cancel, timer)
+
+
+FROZEN = """
+import gc
+import sys
+import threading
+from greenlet import getcurrent
+from celery_linepool.greenlets import Greenlets
+
+greenlets = Greenlets(lambda run: run())
+
+def run():
+    greenlets.loop = getcurrent()
+    greenlets.start(lambda: None)
+    greenlets.close()
+    gc.freeze()  # as if the collector were about to collect all of them
+
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+gc.unfreeze()
+assert sys.getrefcount(greenlets.loop) > 1
+del greenlets
+gc.collect()
+"""
+
+
+def test_the_loop_of_a_thread_that_has_ended_is_not_freed_too_early() -> None:
+    """It was: whoever looked at it afterwards, such as the collector, crashed."""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", FROZEN],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
