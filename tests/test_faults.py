@@ -90,6 +90,7 @@ class Cell:
         self.folder, self.inflight = folder, inflight
         self.boot = folder / "boot"
         self.hangs = self.kind in ("hangs", "says half", "deaf")
+        noisy = self.kind in ("prints", "harmless")
         # With one task at a time, the task beside it is in another child.
         size = 2 if moment == "busy" and inflight < 2 else 1
         settings = PoolSettings(
@@ -100,7 +101,7 @@ class Cell:
             inflight=max(1, inflight),
             stop_timeout=1.0,
             # Only where the fault needs it: a busy machine may be late by itself.
-            boot_timeout=LIMIT if moment == "booting" else PATIENCE,
+            boot_timeout=LIMIT if moment == "booting" and not noisy else PATIENCE,
             cancel_grace=LIMIT,
             memory_limit=48 * 1024,
             max_line=1 << 18,
