@@ -355,6 +355,7 @@ def test_idle_children_go_first_and_busy_ones_after_their_task(
 
 def test_a_soft_limit_is_told_and_signalled(lone_pool: MakePool) -> None:
     pool = lone_pool(script("reacts_to_signals.rb"), soft_signal=signal.SIGUSR1)
+    pool.call("pid")  # it has set its traps
     task = pool.task("hang", soft_limit=0.2)
     assert task.result() in pool.pids()
     assert pool.late == [task.id]
@@ -362,6 +363,7 @@ def test_a_soft_limit_is_told_and_signalled(lone_pool: MakePool) -> None:
 
 def test_a_hung_child_says_where_before_it_is_killed(lone_pool: MakePool) -> None:
     pool = lone_pool(script("reacts_to_signals.rb"), dump_signal=signal.SIGQUIT)
+    pool.call("pid")  # it has set its traps
     loss = pool.task("hang", limit=0.2).loss()
     assert loss.cause is Cause.LIMIT
     assert any("it hangs in" in line for line in loss.tail)
@@ -369,6 +371,7 @@ def test_a_hung_child_says_where_before_it_is_killed(lone_pool: MakePool) -> Non
 
 def test_who_is_terminated_gets_the_signal_first(lone_pool: MakePool) -> None:
     pool = lone_pool(script("reacts_to_signals.rb"))
+    pool.call("pid")  # it has set its traps
     task = pool.task("hang")
     eventually(lambda: not pool.idle_pids(), PATIENCE)
     pool.do(pool.children.terminate, task, signal.SIGTERM)
