@@ -26,3 +26,12 @@ def run_pending(hub: Any) -> None:
     """
     for call in hub._pop_ready():
         call()
+
+
+def has_read(channel: Any) -> None:
+    """Tell kombu's channel of Redis that the answer it awaited was read.
+
+    Newer versions, 5.7 among them, renew there what they are logged in with.
+    """
+    if hasattr(channel, "_flush_brpop_reauth"):
+        channel._flush_brpop_reauth()

@@ -27,7 +27,9 @@ from kombu.transport import virtual
 from kombu.utils.json import dumps, loads
 from kombu.utils.scheduling import priority_cycle, round_robin_cycle
 
+from . import compat
 from .bell import Bell, hear
+from .consumer import MISREAD
 
 logger = get_logger(__name__)
 
@@ -43,9 +45,6 @@ LOOK = 1.0
 APART = 0.01
 #: What of kombu's notes of a connection is not in Redis.
 _VirtualQoS: Any = virtual.QoS
-#: What reading a message raises that is none.
-NO_MESSAGE = (ValueError, LookupError, TypeError, RecursionError)
-
 
 #: Its delivery tag, its queue, and the message as kombu reads it.
 Message = Tuple[str, str, Dict[str, Any]]
@@ -118,8 +117,8 @@ class Fetching:
         self._late = False
         #: Acks are kept until `flush`.
         self._gathers = False
-        #: Of the message that is being delivered, if it is noted.
-        self._noted = ""
+        #: What the tags of noted messages begin with, while they are delivered.
+        self._noted = "nothing yet"
         channel._brpop_start = self._start
         channel._brpop_read = channel.handlers["BRPOP"] = self._read
         self._qos.append = self._append
@@ -226,8 +225,7 @@ class Fetching:
             raise
         finally:
             channel._in_poll = None
-            if hasattr(channel, "_flush_brpop_reauth"):  # since kombu 5.6
-                channel._flush_brpop_reauth()
+            compat.has_read(channel)
         self._works = True
         return self._took(step, answer)
 
@@ -239,22 +237,26 @@ class Fetching:
         if step.why is Why.TIME and found and self._bell is not None:
             self._bell.close()  # it should have rung
             self._wanted = Why.MORE  # with another one
+        self._noted = step.tag
         rest: Deque[Message] = deque()
         for number in range(len(found) // 2):
             queue = step.queues[found[2 * number] - 1]
-            tag = f"{step.tag}{number + 1}"
+            # Without a note a message keeps the tag of its own.
+            tag = None if queue in step.unnoted else f"{step.tag}{number + 1}"
             opened = self._opened(tag, queue, found[2 * number + 1])
             if opened is not None:
                 rest.append(opened)
         self._give_back(rest, step.unnoted)
         try:
             while rest:
-                self._deliver(*rest.popleft())
+                _, queue, content = rest.popleft()
+                self._channel._queue_cycle.rotate(queue)
+                self._channel.connection._deliver(content, queue)
         finally:
             # Something was raised: they go back with whatever ends the connection.
             for tag, _, content in rest:
                 message = self._channel.Message(content, channel=self._channel)
-                _VirtualQoS.append(self._qos, message, tag)
+                self._append(message, tag)
         if not found:
             raise Empty
         return True
@@ -268,29 +270,26 @@ class Fetching:
                 self._qos.restore_by_tag(tag)
                 messages.remove(message)
 
-    def _opened(self, tag: str, queue: str, data: bytes) -> Optional[Message]:
+    def _opened(self, tag: Optional[str], queue: str, data: bytes) -> Optional[Message]:
         """A message as kombu knows it; None if it is none, which is then gone."""
         try:
             message = loads(data)  # type: ignore[no-untyped-call]
-            message["properties"]["delivery_tag"] = tag
+            properties = message["properties"]
+            properties["delivery_tag"] = tag or properties["delivery_tag"]
             self._channel.Message(message, channel=self._channel)
-        except NO_MESSAGE as exc:
+        except MISREAD as exc:
             logger.error(
                 "linepool: what was in queue %r is no message, and is dropped: %.200r "
                 "(%r); find out who else writes to that key of Redis",
                 *(queue, data, exc),
             )
-            self._ack(tag)
+            if tag is not None:
+                self._ack(tag)
             return None
-        return tag, queue, message
-
-    def _deliver(self, tag: str, queue: str, message: Dict[str, Any]) -> None:
-        self._channel._queue_cycle.rotate(queue)
-        self._noted = tag
-        self._channel.connection._deliver(message, queue)
+        return properties["delivery_tag"], queue, message
 
     def _append(self, message: Any, tag: str) -> None:
-        if tag == self._noted:
+        if tag.startswith(self._noted):
             _VirtualQoS.append(self._qos, message, tag)
         else:
             type(self._qos).append(self._qos, message, tag)

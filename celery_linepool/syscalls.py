@@ -23,8 +23,8 @@ _write.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _read.restype = _write.restype = ctypes.c_ssize_t
 
 
-class Buffer:
-    """Room for what one thread reads."""
+class Buffer(threading.local):
+    """Room for what is read: each thread has its own."""
 
     def __init__(self) -> None:
         self._room = ctypes.create_string_buffer(SIZE)
@@ -43,17 +43,8 @@ class Buffer:
         return self._view[:size].tobytes()
 
 
-class _Room(threading.local):
-    def __init__(self) -> None:
-        self.buffer = Buffer()
-
-
-_room = _Room()
-
-
-def read(fd: int) -> bytes:
-    """As `Buffer.read`, with the room of the thread that calls."""
-    return _room.buffer.read(fd)
+#: As `os.read`, see `Buffer.read`; with the room of the thread that calls.
+read = Buffer().read
 
 
 def write(fd: int, data: Union[bytes, memoryview]) -> int:

@@ -395,6 +395,32 @@ def test_no_more_than_one_step(broker: Broker, consume: Consume) -> None:
     assert len(link.messages) == MOST
 
 
+def test_what_has_no_note_goes_back_as_well(broker: Broker, consume: Consume) -> None:
+    broker.publish("careless", [1, 2, 3])
+    link = consume(Queue("careless", no_ack=True))
+
+    def on_message(message: Any) -> None:
+        raise ValueError("this one")
+
+    link.on_message = on_message
+    with pytest.raises(ValueError, match="this one"):
+        link.take(1)
+    link.end()
+    # The first one was delivered, and that was all that was promised.
+    assert broker.client.llen("careless") == 2 and broker.unacknowledged() == 0
+
+
+def test_what_has_no_note_and_no_consumer_goes_back(
+    broker: Broker, consume: Consume
+) -> None:
+    broker.publish("careless", [1, 2, 3])
+    link = consume(Queue("careless", no_ack=True))
+    link.tick()
+    link.wait_for_bytes(link.channel.client.connection._sock)
+    link.end()
+    assert broker.client.llen("careless") == 3 and broker.unacknowledged() == 0
+
+
 def test_large_messages_do_not_come_all_at_once(
     broker: Broker, consume: Consume
 ) -> None:
@@ -418,6 +444,7 @@ def test_large_messages_do_not_come_all_at_once(
         b"{}",
         b'{"properties": []}',
         b'{"properties": {"delivery_info": 1, "body_encoding": "base64"}, "body": "a"}',
+        b'{"properties": {"delivery_info": {}, "body_encoding": "rot13"}, "body": "a"}',
         b"[" * 100_000,
     ],
     ids=lambda junk: repr(junk[:20]),
