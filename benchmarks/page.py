@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Any, Dict, Iterable, List, Optional, Sequence
 
 from .contenders import CONTENDERS
 from .measure import Found, Probe
@@ -15,21 +15,37 @@ HEAD = Path(__file__).parent / "head.md"
 Results = Dict[str, List[Found]]
 
 
-def ratios(results: Results, figure: str, more: bool) -> Dict[str, List[float]]:
-    """How many times better the first contender is than each, round by round."""
-    first = next(iter(results.values()))
+def ratios(
+    results: Results, figure: str, more: bool, of: Optional[str] = None
+) -> Dict[str, List[float]]:
+    """How many times better one is than each, round by round; without `of` the first."""
+    one = results[of or next(iter(results))]
     found = {}
     for who, all_ in results.items():
-        pairs = [(a[figure], b[figure]) for a, b in zip(first, all_)]
+        pairs = [(a[figure], b[figure]) for a, b in zip(one, all_)]
         found[who] = [a / b if more else b / a for a, b in pairs]
     return found
 
 
+def variants(results: Results) -> List[str]:
+    """The first contender, and the same with other settings."""
+    first = next(iter(results))
+    return [who for who in results if who == first or who.startswith(f"{first} +")]
+
+
 def table(results: Results, probe: Probe) -> List[str]:
-    """Markdown: the medians of each, and what the first one is in times of it."""
+    """Markdown: the medians of each, and what the first one is in times of it.
+
+    What the first one is with other settings has columns of its own.
+    """
+    first, *_ = ours = variants(results)
     compared = probe.compared if len(results) > 1 else ()
-    heads = [head for head, _, _ in (*probe.columns, *compared)]
-    times = [ratios(results, figure, more) for _, figure, more in compared]
+    heads = [head for head, _, _ in probe.columns]
+    times = []
+    for one in ours:
+        for head, figure, more in compared:
+            heads.append(head + one[len(first) :])
+            times.append(ratios(results, figure, more, one))
     lines = [_line(["", *heads]), "|---" * (1 + len(heads)) + "|"]
     for who, all_ in results.items():
         cells = [who]

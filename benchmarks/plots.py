@@ -12,7 +12,7 @@ matplotlib.use("svg")
 from matplotlib import pyplot  # noqa: E402
 
 from .contenders import case_of  # noqa: E402
-from .page import ratios  # noqa: E402
+from .page import ratios, variants  # noqa: E402
 from .rows import PIPES, ROWS, Row  # noqa: E402
 
 # The same figures give the same files.
@@ -20,6 +20,8 @@ matplotlib.rcParams["svg.hashsalt"] = "benchmarks"
 matplotlib.rcParams["svg.fonttype"] = "none"
 
 Figures = Dict[str, Any]
+#: Of this pool, and of it with other settings.
+COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def draw(figures: Figures, out: Path) -> List[str]:
@@ -45,12 +47,17 @@ def _ratios(figures: Figures, axes: Any) -> bool:
         if not row.probe.compared:
             continue
         _, figure, more = row.probe.compared[0]
-        found = ratios(figures[row.name]["found"], figure, more)
-        for who, values in list(found.items())[1:]:
-            middle = statistics.median(values)
-            spread = [[middle - min(values)], [max(values) - middle]]
-            axes.errorbar(middle, len(labels), xerr=spread, fmt="o", color="tab:blue")
-            labels.append(f"{row.name}: {who}")
+        results = figures[row.name]["found"]
+        ours = variants(results)
+        for who in results:
+            for one, color in zip(ours, COLORS):
+                if who in ours:
+                    continue
+                values = ratios(results, figure, more, one)[who]
+                middle = statistics.median(values)
+                spread = [[middle - min(values)], [max(values) - middle]]
+                axes.errorbar(middle, len(labels), xerr=spread, fmt="o", color=color)
+                labels.append(f"{row.name}: {who}{one[len(ours[0]):]}")
     axes.figure.set_size_inches(8, 1 + 0.22 * len(labels))
     axes.set_yticks(range(len(labels)), labels, fontsize=7)
     axes.set(

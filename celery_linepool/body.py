@@ -1,8 +1,9 @@
 """The body of a message, decoded as Celery would, but faster.
 
-Celery's tracer decodes it with kombu's JSON, which is the standard library's and a call
-in Python for each object. Where orjson gives the same value it is used instead, and the
-tracer is handed what was decoded, as it is for messages of protocol 1.
+The worker decodes it when the message comes, and Celery's tracer when the task runs, with
+kombu's JSON, which is the standard library's and a call in Python for each object. Where
+orjson gives the same value it is used instead: kombu's message has it already then, and
+the tracer is handed what was decoded, as it is for messages of protocol 1.
 """
 
 from __future__ import annotations
@@ -33,23 +34,36 @@ def trace(tracer: Callable[..., Any], *args: Any) -> Any:
     return tracer(*decoded(args))
 
 
+def read_ahead(message: Any) -> None:
+    """Have kombu's message decoded before Celery asks for it, if that is possible."""
+    accepted = message.accept is None or JSON in message.accept
+    if accepted and message.content_type == JSON:
+        value = _value(message.body)
+        if value:  # kombu keeps nothing else
+            message._decoded_cache = value
+
+
 def decoded(args: Tuple[Any, ...]) -> Tuple[Any, ...]:
     """The arguments of Celery's tracer with the body decoded, or as they are.
 
-    Whatever is wrong with it, the tracer finds by itself.
+    Not what the message has decoded already: that belongs to the request, which is the
+    same after a task has changed its arguments.
     """
     name, id_, request, body, content_type, *rest = args
-    if content_type != JSON:
-        return args
+    value = _value(body) if content_type == JSON else None
+    return args if value is None else (name, id_, request, value, None, *rest)
+
+
+def _value(body: Any) -> Any:
+    """What kombu would make of it; None to leave it to kombu, errors and all."""
     try:
         if len(body) > LONGEST:
-            return args
+            return None
         data = body.encode() if isinstance(body, str) else bytes(body)
         # The mark of what kombu makes an object of, such as a date; as it is, or with
         # letters of it escaped.
         if b"__type__" in data or b"\\u00" in data or may_hold_long_numbers(data):
-            return args
-        value = orjson.loads(data)
+            return None
+        return orjson.loads(data)
     except (TypeError, ValueError):
-        return args
-    return (name, id_, request, value, None, *rest)
+        return None

@@ -15,6 +15,7 @@ from celery.exceptions import InvalidTaskError
 from celery.worker.consumer.tasks import Tasks
 from celery.worker.strategy import default as default_strategy
 
+from .body import accepts_json, read_ahead
 from .tasks import ForeignTask, register
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class Strategies(Dict[str, Any]):
 
     def __init__(self, consumer: Any, router: "Router") -> None:
         super().__init__()
+        self._reads_json = accepts_json(consumer.app.conf.accept_content)
         for name, strategy in consumer.strategies.items():
             self[name] = strategy
         self._consumer = consumer
@@ -68,7 +70,7 @@ class Strategies(Dict[str, Any]):
         self._added = 0
 
     def __setitem__(self, name: str, strategy: Any) -> None:
-        super().__setitem__(name, _refusing(strategy))
+        super().__setitem__(name, _refusing(strategy, self._reads_json))
 
     def __getitem__(self, name: Any) -> Any:
         if not isinstance(name, str):  # a list has no hash
@@ -107,13 +109,15 @@ class Strategies(Dict[str, Any]):
         return strategy
 
 
-def _refusing(strategy: Any) -> Any:
+def _refusing(strategy: Any, reads_json: bool) -> Any:
     """A strategy that tells Celery of a message which cannot be read."""
 
     def refusing(message: Any, body: Any, *args: Any) -> Any:
         fields = message.headers if body is None else body
         if not isinstance(fields.get("id"), str):
             raise InvalidTaskError(f"its id is no text: {fields.get('id')!r:.100}")
+        if reads_json and body is None:
+            read_ahead(message)
         try:
             return strategy(message, body, *args)
         except MISREAD as exc:

@@ -117,11 +117,27 @@ def test_a_table_compares_with_the_first_round_by_round() -> None:
         *("2.50 (2.00 to 3.00)", "2.75 (2.50 to 3.00)"),
     ]
     assert "| 1.00 | 1.00 |" in ours
+    assert "times" not in head.replace("times the rate | times less CPU", "")
     row = ROWS[0]
     text = page({row.name: {"about": {"rounds": 2}, "found": results}})
     assert f"## {row.title}\n\n{head}" in text
     assert f"`{row.name}`; rounds 2." in text
     assert re.search(rf"Not measured yet: .*`{ROWS[1].name}`", text)
+
+
+def test_what_we_are_with_other_settings_is_compared_as_well() -> None:
+    results = {
+        "linepool": [found(100, 0.2)],
+        "linepool workers=2": [found(150, 0.2)],
+        "other": [found(50, 0.3)],
+        "linepool +inflight=2": [found(200, 0.1)],
+    }
+    head, _, *_, theirs, fast = table(results, RATE)
+    assert "| times the rate | times less CPU " in head
+    assert "| times the rate +inflight=2 | times less CPU +inflight=2 |" in head
+    assert "workers=2" not in head
+    assert theirs.endswith("| 2.00 | 1.50 | 4.00 | 3.00 |")
+    assert fast.endswith("| 0.50 | 0.50 | 1.00 | 1.00 |")
 
 
 def test_each_row_can_be_run() -> None:

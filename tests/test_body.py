@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from celery import Celery
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.exceptions import ContentDisallowed, DecodeError
+from kombu.message import Message
 from kombu.serialization import registry
 from kombu.utils import json as kombus
 
-from celery_linepool.body import JSON, LONGEST, accepts_json, decoded, trace
+from celery_linepool.body import (
+    JSON,
+    LONGEST,
+    accepts_json,
+    decoded,
+    read_ahead,
+    trace,
+)
+from celery_linepool.consumer import Strategies
 
 VALUES = st.recursive(
     st.none()
@@ -37,6 +48,13 @@ def read(body: Any) -> Any:
     return args[3] if args[4] is None else kombus.loads(args[3])
 
 
+def message(body: Any, content_type: str = JSON, accept: Any = frozenset([JSON])) -> Any:
+    headers = {"id": "some id", "task": "some.task"}
+    return Message(
+        body, content_type=content_type, headers=headers, accept=accept, channel=None
+    )
+
+
 def same(one: Any, other: Any) -> bool:
     """Equal, also in their types; not a number is one, here."""
     if type(one) is not type(other):
@@ -55,6 +73,9 @@ def test_it_is_read_as_kombu_reads_what_it_wrote(args: Any, text: bool) -> None:
     written = kombus.dumps([args, {}, {"callbacks": None}])
     body = written if text else written.encode()
     assert same(read(body), kombus.loads(body))
+    ahead = message(body)
+    read_ahead(ahead)
+    assert same(ahead.payload, message(body).payload)
 
 
 @pytest.mark.parametrize(
@@ -125,3 +146,36 @@ def test_the_tracer_gets_the_rest_as_it_was() -> None:
 
     found = trace(tracer, "some.task", "id", {}, b"[[1], {}, {}]", JSON, "utf-8")
     assert found == ("some.task", "id", {}, [[1], {}, {}], None, "utf-8")
+
+
+def test_a_message_is_read_before_celery_asks() -> None:
+    asked = []
+
+    def strategy(message: Any, body: Any, *args: Any) -> None:
+        message.body = None  # nobody looks at it again
+        asked.append(message.payload)
+
+    app = Celery(set_as_current=False)
+    consumer = SimpleNamespace(app=app, strategies={"some.task": strategy})
+    read = Strategies(consumer, None)["some.task"]
+    read(message(b"[[1], {}, {}]"), None)
+    assert asked == [[[1], {}, {}]]
+    # Of protocol 1 it is read already.
+    read(message(b"[[1], {}, {}]"), {"id": "some id", "args": [2]})
+    assert asked[1] is None
+    app.conf.accept_content = ["yaml"]
+    Strategies(consumer, None)["some.task"](message(b"[[1], {}, {}]"), None)
+    assert asked[2] is None
+
+
+def test_not_one_that_is_refused() -> None:
+    for refused in (
+        message(b"[[], {}, {}]", accept=frozenset(["application/x-yaml"])),
+        message(b"[[], {}, {}]", content_type="application/x-python-serialize"),
+    ):
+        read_ahead(refused)
+        with pytest.raises(ContentDisallowed):
+            refused.payload  # noqa: B018
+    read_ahead(broken := message(b"[[], {}"))
+    with pytest.raises(DecodeError):
+        broken.payload  # noqa: B018
