@@ -18,7 +18,7 @@ Results = Dict[str, List[Found]]
 def ratios(
     results: Results, figure: str, more: bool, of: Optional[str] = None
 ) -> Dict[str, List[float]]:
-    """How many times better one is than each, round by round; without `of` the first."""
+    """How many times better `of`, or the first, is than each, round by round."""
     one = results[of or next(iter(results))]
     found = {}
     for who, all_ in results.items():

@@ -1,9 +1,9 @@
 """The body of a message, decoded as Celery would, but faster.
 
-The worker decodes it when the message comes, and Celery's tracer when the task runs, with
-kombu's JSON, which is the standard library's and a call in Python for each object. Where
-orjson gives the same value it is used instead: kombu's message has it already then, and
-the tracer is handed what was decoded, as it is for messages of protocol 1.
+The worker decodes it when the message comes, and Celery's tracer when the task runs,
+with kombu's JSON, which is the standard library's and a call in Python for each object.
+Where orjson gives the same value it is used instead: kombu's message has it already
+then, and the tracer is handed what was decoded, as it is for messages of protocol 1.
 """
 
 from __future__ import annotations

@@ -35,3 +35,13 @@ def has_read(channel: Any) -> None:
     """
     if hasattr(channel, "_flush_brpop_reauth"):
         channel._flush_brpop_reauth()
+
+
+def take_connection(pool: Any) -> Any:
+    """One of redis-py's connections, from its pool.
+
+    redis-py before 5.3 wants the name of a command, and does nothing with it.
+    """
+    import redis
+
+    return pool.get_connection(*(("EXEC",) if redis.VERSION < (5, 3) else ()))

@@ -19,6 +19,7 @@ from celery.backends.base import DisabledBackend
 from celery.exceptions import BackendStoreError
 from greenlet import getcurrent, greenlet
 
+from . import compat
 from .engine import Engine
 from .greenlets import Greenlets
 from .job import Waiter
@@ -113,34 +114,49 @@ class ThreadedAway:
 
 # --- Redis ----------------------------------------------------------------------------
 
-#: One command as redis-py spells it: the method of a pipeline and its arguments.
-Command = Tuple[str, Tuple[Any, ...], Dict[str, Any]]
+#: A call of a pipeline's method: its name and its arguments.
+Call = Tuple[str, Tuple[Any, ...], Dict[str, Any]]
+#: A command as it goes over the wire.
+Command = Tuple[Any, ...]
 Gather = Callable[[List[Command]], List[Any]]
+#: What Celery calls to store a result, and with how many arguments: these are those of
+#: the command. redis-py's own methods take as long as all the rest of it.
+PLAIN = {"get": 1, "set": 2, "setex": 3, "publish": 2}
 
 
 class _Recorder:
-    """Stands in for a pipeline: remembers the commands, and sends them with others'."""
+    """Stands in for a pipeline: remembers the commands, and sends them with others'.
 
-    def __init__(self, gather: Gather) -> None:
+    Arguments:
+        client: the real one, for what is not plain.
+    """
+
+    def __init__(self, client: Any, gather: Gather) -> None:
+        self._client = client
         self._gather = gather
-        self._commands: List[Command] = []
+        self._calls: List[Call] = []
 
     def __enter__(self) -> "_Recorder":
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
-        self._commands.clear()
+        self._calls.clear()
 
     def __getattr__(self, name: str) -> Callable[..., "_Recorder"]:
         def record(*args: Any, **kwargs: Any) -> "_Recorder":
-            self._commands.append((name, args, kwargs))
+            self._calls.append((name, args, kwargs))
             return self
 
         return record
 
     def execute(self) -> List[Any]:
-        commands, self._commands = self._commands, []
-        return self._gather(commands)
+        calls, self._calls = self._calls, []
+        if all(PLAIN.get(name) == len(args) and not kw for name, args, kw in calls):
+            return self._gather([(name.upper(), *args) for name, args, _ in calls])
+        with self._client.pipeline() as pipe:
+            for name, args, kwargs in calls:
+                getattr(pipe, name)(*args, **kwargs)
+            return list(pipe.execute())
 
 
 class _GatheringClient:
@@ -154,10 +170,10 @@ class _GatheringClient:
         return getattr(self._client, name)
 
     def get(self, key: Any) -> Any:
-        return self._gather([("get", (key,), {})])[0]
+        return self._gather([("GET", key)])[0]
 
     def pipeline(self, *args: Any, **kwargs: Any) -> _Recorder:
-        return _Recorder(self._gather)
+        return _Recorder(self._client, self._gather)
 
 
 def _run(call: Callable[[], Any]) -> None:
@@ -172,6 +188,9 @@ class BatchingAway(threading.Thread):
 
     def __init__(self, app: Any) -> None:
         super().__init__(name="linepool-settler", daemon=True)
+        from redis.exceptions import ResponseError  # not everybody has it
+
+        self._refused = ResponseError
         # An instance of its own, also where the app shares one between threads: its
         # client is replaced.
         self._backend = app._get_backend()
@@ -247,12 +266,32 @@ class BatchingAway(threading.Thread):
             at += len(wanted)
 
     def _execute(self, commands: List[Command]) -> List[Any]:
-        # Not in a transaction: an error of one task's command is that task's alone.
-        # The order is kept, so a result is stored before it is announced.
-        with self._client.pipeline(transaction=False) as pipe:
-            for name, args, kwargs in commands:
-                getattr(pipe, name)(*args, **kwargs)
-            return list(pipe.execute(raise_on_error=False))
+        pool = self._client.connection_pool
+        connection = compat.take_connection(pool)
+        try:
+            return list(
+                connection.retry.call_with_retry(
+                    lambda: self._exchange(connection, commands),
+                    lambda error: connection.disconnect(),
+                )
+            )
+        finally:
+            pool.release(connection)
+
+    def _exchange(self, connection: Any, commands: List[Command]) -> List[Any]:
+        """The answers, errors among them.
+
+        Not in a transaction: an error of one task's command is that task's alone. The
+        order is kept, so a result is stored before it is announced.
+        """
+        connection.send_packed_command(connection.pack_commands(commands))
+        answers = []
+        for _ in commands:
+            try:
+                answers.append(connection.read_response())
+            except self._refused as exc:
+                answers.append(exc)
+        return answers
 
 
 def is_redis(backend: Any) -> bool:

@@ -48,7 +48,9 @@ def read(body: Any) -> Any:
     return args[3] if args[4] is None else kombus.loads(args[3])
 
 
-def message(body: Any, content_type: str = JSON, accept: Any = frozenset([JSON])) -> Any:
+def message(
+    body: Any, content_type: str = JSON, accept: Any = frozenset([JSON])
+) -> Any:
     headers = {"id": "some id", "task": "some.task"}
     return Message(
         body, content_type=content_type, headers=headers, accept=accept, channel=None

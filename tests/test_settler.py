@@ -16,6 +16,7 @@ from celery import Celery, states
 from celery.app.base import Celery as App
 from celery.app.task import Context
 from celery.backends.base import DisabledBackend
+from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendStoreError
 from celery.result import AsyncResult
 from localprocess import Servers
@@ -178,6 +179,35 @@ def test_the_failure_of_one_is_not_that_of_the_others(
     assert "WRONGTYPE" in str(errors[2])
     for n in (0, 1, 3, 4):
         assert AsyncResult(str(n), app=app).get(timeout=PATIENCE) == n
+
+
+def test_what_is_not_plain_goes_out_by_itself(
+    make_app: Callable[..., Celery], url: str, client: "redis.Redis[bytes]"
+) -> None:
+    """A backend made from Celery's may store in a way of its own."""
+
+    class Listed(RedisBackend):  # type: ignore[misc]
+        def _set(self, key: Any, value: Any, *args: Any) -> None:
+            with self.client.pipeline() as pipe:
+                pipe.set(key, value, ex=100).rpush("all", key)
+                found = pipe.execute()
+                assert found[0] is True and found[1] >= 1
+
+    app = make_app(url)
+    app._local.backend = Listed(app=app, url=url)
+    app._get_backend = lambda: app._local.backend
+    away = BatchingAway(app)
+    try:
+        dones = [submit(away, "mark_as_done", str(n), n) for n in range(3)]
+        away.start()
+        assert [outcome(done)[1] for done in dones] == [None] * 3
+        assert client.llen("all") == 3
+        assert 0 < client.ttl("celery-task-meta-1") <= 100
+        client.set("all", "no list")
+        error = outcome(submit(away, "mark_as_done", "3", 3))[1]
+        assert "WRONGTYPE" in str(error)
+    finally:
+        away.stop()
 
 
 def test_a_result_that_cannot_be_encoded_is_one_tasks_failure(
@@ -422,6 +452,21 @@ def test_a_dead_backend_is_an_error_in_time_and_a_live_one_none_again(
             close_app(app)
     finally:
         server.teardown()
+
+
+def test_a_connection_that_was_closed_meanwhile_is_no_error(
+    away: BatchingAway,
+    app: Celery,
+    client: "redis.Redis[bytes]",
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A server may close those that are idle."""
+    away.start()
+    for number in range(3):
+        assert outcome(submit(away, "mark_as_done", str(number), number))[1] is None
+        client.client_kill_filter(_type="normal", skipme=True)
+    assert AsyncResult("2", app=app).get(timeout=PATIENCE) == 2
+    assert not caplog.messages
 
 
 def test_a_frozen_backend_holds_up_nobody_but_its_own_tasks(
