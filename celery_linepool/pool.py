@@ -22,7 +22,7 @@ from celery.platforms import EX_FAILURE
 from celery.utils.log import get_logger, mlevel
 from celery.worker import state as worker_state
 
-from . import compat, control, cores, metrics  # noqa: F401
+from . import compat, control, cores, garbage, metrics  # noqa: F401
 from .body import accepts_json, trace
 from .buffered import Buffered, buffered
 from .consumer import MAX_NAMES, LinePoolStep, Strategies
@@ -158,6 +158,8 @@ class LinePool(BasePool):  # type: ignore[misc]
                 target=self._carry, name="linepool-courier", daemon=True
             )
             self._courier.start()
+        if self._hostname is not None:  # of a worker, and not by itself
+            garbage.freeze()
         self._move(Stage.RUNNING)
 
     def _serve_metrics(self) -> None:
