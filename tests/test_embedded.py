@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_an_embedded_worker(app: Celery, tmp_path: Path) -> None:
             return "lost"
         return "not lost"
 
+    frozen = gc.get_freeze_count()
     # One after the other in one process. Of the broker in memory it takes Celery long.
     for _ in range(1 if app.conf.broker_url.startswith("memory") else 2):
         with start_worker(
@@ -87,4 +89,6 @@ def test_an_embedded_worker(app: Celery, tmp_path: Path) -> None:
             file = str(tmp_path / "crashed")
             assert crash_inside.delay(file).get(timeout=60) == "lost"
             assert app.send_task("lives.pid").get(timeout=60)
+        # What this process has now may be garbage later: it is not the worker's.
+        assert gc.get_freeze_count() == frozen
         close_event_loop()
