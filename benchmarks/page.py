@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Optional, Sequence
+from typing import Any, Dict, Iterable, List, Sequence
 
 from .contenders import CONTENDERS
 from .measure import Found, Probe
@@ -16,13 +16,12 @@ Results = Dict[str, List[Found]]
 
 
 def ratios(
-    results: Results, figure: str, more: bool, of: Optional[str] = None
+    results: Results, figure: str, more: bool, one: str
 ) -> Dict[str, List[float]]:
-    """How many times better `of`, or the first, is than each, round by round."""
-    one = results[of or next(iter(results))]
+    """How many times better `one` is than each, round by round."""
     found = {}
     for who, all_ in results.items():
-        pairs = [(a[figure], b[figure]) for a, b in zip(one, all_)]
+        pairs = [(a[figure], b[figure]) for a, b in zip(results[one], all_)]
         found[who] = [a / b if more else b / a for a, b in pairs]
     return found
 

@@ -20,8 +20,6 @@ matplotlib.rcParams["svg.hashsalt"] = "benchmarks"
 matplotlib.rcParams["svg.fonttype"] = "none"
 
 Figures = Dict[str, Any]
-#: Of this pool, and of it with other settings.
-COLORS = ("tab:blue", "tab:orange", "tab:green")
 
 
 def draw(figures: Figures, out: Path) -> List[str]:
@@ -49,11 +47,12 @@ def _ratios(figures: Figures, axes: Any) -> bool:
         _, figure, more = row.probe.compared[0]
         results = figures[row.name]["found"]
         ours = variants(results)
+        compared = [ratios(results, figure, more, one) for one in ours]
         for who in results:
-            for one, color in zip(ours, COLORS):
-                if who in ours:
-                    continue
-                values = ratios(results, figure, more, one)[who]
+            if who in ours:
+                continue
+            for number, (one, found) in enumerate(zip(ours, compared)):
+                values, color = found[who], f"C{number}"
                 middle = statistics.median(values)
                 spread = [[middle - min(values)], [max(values) - middle]]
                 axes.errorbar(middle, len(labels), xerr=spread, fmt="o", color=color)

@@ -110,7 +110,7 @@ class Strategies(Dict[str, Any]):
 
 
 def _refusing(strategy: Any, reads_json: bool) -> Any:
-    """A strategy that tells Celery of a message which cannot be read."""
+    """A strategy that reads a message, and tells Celery if it cannot be read."""
 
     def refusing(message: Any, body: Any, *args: Any) -> Any:
         fields = message.headers if body is None else body

@@ -128,11 +128,11 @@ class _Recorder:
     """Stands in for a pipeline: remembers the commands, and sends them with others'.
 
     Arguments:
-        client: the real one, for what is not plain.
+        pipeline: makes the real one, for what is not plain.
     """
 
-    def __init__(self, client: Any, gather: Gather) -> None:
-        self._client = client
+    def __init__(self, pipeline: Callable[[], Any], gather: Gather) -> None:
+        self._pipeline = pipeline
         self._gather = gather
         self._calls: List[Call] = []
 
@@ -153,7 +153,7 @@ class _Recorder:
         calls, self._calls = self._calls, []
         if all(PLAIN.get(name) == len(args) and not kw for name, args, kw in calls):
             return self._gather([(name.upper(), *args) for name, args, _ in calls])
-        with self._client.pipeline() as pipe:
+        with self._pipeline() as pipe:
             for name, args, kwargs in calls:
                 getattr(pipe, name)(*args, **kwargs)
             return list(pipe.execute())
@@ -173,7 +173,7 @@ class _GatheringClient:
         return self._gather([("GET", key)])[0]
 
     def pipeline(self, *args: Any, **kwargs: Any) -> _Recorder:
-        return _Recorder(self._client, self._gather)
+        return _Recorder(partial(self._client.pipeline, *args, **kwargs), self._gather)
 
 
 def _run(call: Callable[[], Any]) -> None:
