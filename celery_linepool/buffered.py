@@ -76,6 +76,12 @@ class Buffered:
         self._transport.having_timeout = self._patient
         self._transport.read_frame = self._next_frame
         hub.add_reader(connection.sock, self.readable, connection, hub)
+        # Called after acks and timers, before the event loop waits.
+        hub.on_tick.add(self.flush)
+
+    def close(self) -> None:
+        """The connection is not the worker's any more."""
+        self._hub.on_tick.discard(self.flush)
 
     # --- reading ----------------------------------------------------------------------
 
@@ -124,7 +130,7 @@ class Buffered:
     # --- writing ----------------------------------------------------------------------
 
     def gather(self) -> None:
-        """Keep what is written until `flush`, which has to follow."""
+        """Keep what is written until the event loop waits, or `flush` is called."""
         self._gathers = True
 
     def flush(self) -> None:

@@ -124,10 +124,13 @@ class Fetching:
         self._qos.append = self._append
         self._qos.ack = self._ack
         self._timer = self._hub.call_repeatedly(LOOK, self._look)
+        # Called after acks and timers, before the event loop waits.
+        hub.on_tick.add(self.flush)
 
     def close(self) -> None:
         """Begin nothing more. kombu ends what is begun when it closes the channel."""
         self._timer.cancel()
+        self._hub.on_tick.discard(self.flush)
         if self._bell is not None:
             self._bell.close()
 
@@ -297,7 +300,7 @@ class Fetching:
     # --- acks -------------------------------------------------------------------------
 
     def gather(self) -> None:
-        """Keep acks until `flush`, which has to follow."""
+        """Keep acks until the event loop waits, or `flush` is called."""
         self._gathers = True
 
     def flush(self) -> None:
@@ -389,8 +392,5 @@ def fetching(
 
     if type(channel) is not redis.Channel or type(channel.qos) is not redis.QoS:
         return None
-    owed = Owed()
-    if isinstance(before, Fetching):
-        before.close()
-        owed = before.owed
+    owed = before.owed if isinstance(before, Fetching) else Owed()
     return Fetching(consumer, hub, one_by_one, owed)

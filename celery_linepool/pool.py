@@ -89,9 +89,11 @@ class LinePool(BasePool):  # type: ignore[misc]
         self.stage = Stage.NEW
         self.settings = read(self.app.conf, self.limit)
         self.router = Router(self.settings)
+        #: Celery's property is a call in Python, and each task asks for it.
+        self._tasks = self.app.tasks
         self._check_stubs()
         for name in self.router.literal_names():
-            if name not in self.app.tasks:
+            if name not in self._tasks:
                 register(self.app, name)
         self.app.steps["consumer"].add(LinePoolStep)
         self._metrics = metrics_address(self.app.conf)
@@ -123,7 +125,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         )
 
     def _check_stubs(self) -> None:
-        for task in self.app.tasks.values():
+        for task in self._tasks.values():
             if isinstance(task, ForeignTask) and task.pool is not None:
                 if task.pool not in self.settings:
                     raise SettingError(
@@ -195,6 +197,8 @@ class LinePool(BasePool):  # type: ignore[misc]
 
     def _buffer(self, consumer: Any) -> None:
         before = self._broker
+        if before is not None:
+            before.close()
         self._broker = buffered(consumer.connection, consumer.hub)
         if self._broker is None:
             # Then Celery decides before each message; it is a setting since 5.6.
@@ -251,8 +255,10 @@ class LinePool(BasePool):  # type: ignore[misc]
         lane = self._lane(args[0], options)
         pool = self.settings.get(lane)
         if pool is not None and self._reads_json:
-            target = partial(trace, target)
-        job = CeleryJob(self.runtime, lane, pool, target, args, options)
+            body = partial(trace, target, *args)
+        else:
+            body = partial(target, *args)
+        job = CeleryJob(self.runtime, lane, pool, args[1], args[0], body, options)
         job.limit = options.get("timeout") or self.options.get("timeout")
         job.soft_limit = options.get("soft_timeout") or self.options.get("soft_timeout")
         job.plain = lane != LOCAL and not self._may_block(args[0], args[3])
@@ -264,7 +270,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         return job
 
     def _lane(self, name: str, options: Dict[str, Any]) -> str:
-        task = self.app.tasks.get(name)
+        task = self._tasks.get(name)
         if not isinstance(task, ForeignTask):
             return LOCAL
         request = getattr(options.get("accept_callback"), "__self__", None)
@@ -274,7 +280,7 @@ class LinePool(BasePool):  # type: ignore[misc]
 
     def _may_block(self, name: str, body: Any) -> bool:
         if name not in self._blocks:
-            task = self.app.tasks[name]
+            task = self._tasks[name]
             dedup = self.app.conf.worker_deduplicate_successful_tasks
             self._blocks[name] = blocks(task) or bool(dedup)
         return self._blocks[name] or has_callbacks(body)
@@ -286,15 +292,13 @@ class LinePool(BasePool):  # type: ignore[misc]
         outbox = self.runtime.outbox
         outbox.clear_wakeup()
         if self._broker is not None:
-            self._broker.gather()
+            self._broker.gather()  # acks: Celery has them run when this turn is over
         try:
             for _ in range(len(outbox)):
                 self._deliver(*outbox.take())
         finally:
             outbox.armed = True
             outbox.wake()  # what came meanwhile is for the next turn of the event loop
-            if self._broker is not None:
-                self._broker.flush()
 
     @staticmethod
     def _deliver(call: Callable[..., Any], values: Tuple[Any, ...]) -> None:
@@ -363,7 +367,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         """The children of a pool say what they serve: no message has to come first."""
         strategies = getattr(self._consumer, "strategies", None)
         for name in self.router.learn_tasks(pool, tasks)[:MAX_NAMES]:
-            if name in self.app.tasks:
+            if name in self._tasks:
                 continue
             if isinstance(strategies, Strategies):
                 strategies[name]  # a missing one is made
@@ -434,7 +438,7 @@ class LinePool(BasePool):  # type: ignore[misc]
         if polite and self._has_ended():
             return  # a signal handler terminated the pool meanwhile
         self._pump(0)
-        if isinstance(self._broker, Fetching):
+        if self._broker is not None:
             self._broker.close()
         self._stop_metrics()
         self._move(Stage.STOPPED)
@@ -457,12 +461,14 @@ class LinePool(BasePool):  # type: ignore[misc]
             time.sleep(min(seconds, 0.05))
             return
         select.select([self.runtime.outbox], [], [], seconds)
-        try:
-            self._receive()
-        except self._broker.errors if self._broker is not None else () as exc:
-            logger.warning("linepool: the broker is gone, with acks: %r", exc)
+        self._receive()
         if self._hub is not None:
             compat.run_pending(self._hub)
+        if self._broker is not None:
+            try:
+                self._broker.flush()
+            except self._broker.errors as exc:
+                logger.warning("linepool: the broker is gone, with acks: %r", exc)
 
     def _keep_connection(self) -> None:
         """Tell an AMQP broker that we live.

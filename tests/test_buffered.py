@@ -194,14 +194,14 @@ def test_a_message_that_fails_holds_up_no_other(link: Link) -> None:
     assert [message.payload for message in link.messages] == list(range(20))
 
 
-def test_acks_are_gathered_and_sent_at_the_end_of_the_turn(link: Link) -> None:
+def test_acks_are_gathered_and_sent_before_the_loop_waits(link: Link) -> None:
     link.publish(list(range(30)))
     link.consume()
     link.turn_until(30)
     link.buffered.gather()
     for message in link.messages[:10]:
-        message.ack()
-    link.buffered.flush()
+        link.hub.call_soon(message.ack)
+    next(link._loop)
     link.buffered.gather()
     for message in link.messages[10:20]:
         message.ack()
@@ -263,6 +263,63 @@ def test_a_worker_with_it(start_worker: Any, tmp_path: Path, broker: str) -> Non
         [1] * 100
     )
     assert "has no effect" not in worker.log
+
+
+#: What a worker sends while its main thread does nothing until tasks are done.
+COUNTING = """
+import pathlib, time
+from celery.worker.control import control_command
+from celery_linepool import buffered, fetching
+
+sent = []
+
+class Buffered(buffered.Buffered):
+    def __init__(self, *args):
+        super().__init__(*args)
+        send = self._send
+        self._send = lambda data: (sent.append(data), send(data))
+
+class Fetching(fetching.Fetching):
+    def _send_acks(self):
+        sent.extend([True] if self.owed.acks else [])
+        super()._send_acks()
+
+buffered.Buffered, fetching.Fetching = Buffered, Fetching
+
+@control_command()
+def doze(state, path, count):
+    sent.clear()
+    state.consumer.pool.resume()
+    path = pathlib.Path(path)
+    while not path.exists() or len(path.read_text().splitlines()) < count:
+        time.sleep(0.01)
+    return {"ok": len(sent)}
+
+@control_command()
+def sendings(state):
+    return {"ok": len(sent)}
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("broker", ["rabbitmq", "redis"])
+def test_a_worker_sends_the_acks_of_a_turn_at_once(
+    start_worker: Any, tmp_path: Path, broker: str, late: bool
+) -> None:
+    """Celery has acks run by the event loop, after whatever asked for them."""
+    conf = {**FAST, "task_acks_late": late, "worker_prefetch_multiplier": 20}
+    worker = start_worker(
+        broker, LIVES, args=("-c", "2"), conf=conf, tasks=COUNTING, backend=None
+    )
+    worker.control("linepool_pause")
+    path = tmp_path / "done"
+    for number in range(20):
+        worker.send("lives.work", str(path), number)
+    eventually(lambda: len(worker.inspect("reserved")) == 20)
+    assert worker.control("doze", path=str(path), count=20) == {"ok": 0}
+    eventually(lambda: not worker.inspect("reserved"))
+    assert not worker.inspect("active")
+    assert 1 <= worker.control("sendings")["ok"] <= 3
 
 
 def test_a_worker_that_cannot_says_so(start_worker: Any) -> None:

@@ -61,7 +61,9 @@ class Link:
     def connect_again(self) -> None:
         """As Celery does when a connection is lost."""
         assert self.connection is not None
+        assert self.fetching is not None
         before = self.channel
+        self.fetching.close()
         self.hub.reset()
         self.connection.collect()
         if before._pool is not None:
