@@ -82,9 +82,8 @@ class Child:
         #: Lines that the pipe did not take yet. Of one that it took a part of, a view:
         #: what a slow reader takes piece by piece is not copied each time.
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
-        #: Bytes handed to `send` and `tell` so far, and where requests begin in them.
+        #: Bytes handed to `send` and `tell` so far.
         self._total = 0
-        self._starts: Dict[str, int] = {}
         self._process = self._spawn(settings, env)
         self.pid = self._process.pid
         # The parent keeps only its own ends (subprocess closes the child's), so that
@@ -179,11 +178,7 @@ class Child:
 
     def send(self, request_id: str, line: bytes) -> bool:
         """Begin to write a request; False while part of it waits for `flush`."""
-        self.connection.request(request_id)
-        requests = self.connection.requests
-        if len(self._starts) > len(requests):
-            self._starts = {i: at for i, at in self._starts.items() if i in requests}
-        self._starts[request_id] = self._total
+        self.connection.request(request_id, self._total)
         return self.tell(line)
 
     def tell(self, line: bytes) -> bool:
@@ -225,7 +220,7 @@ class Child:
         except OSError:
             return False
         read = self._total - unread[0] - sum(map(len, self._unsent))
-        return read <= self._starts[request_id]
+        return read <= self.connection.requests[request_id]
 
     def receive(self) -> Optional[List[Event]]:
         """What it said since, without waiting; None if it said nothing.

@@ -119,8 +119,9 @@ def ask(task: "ForeignTask", request_id: str, payload: Dict[str, Any]) -> Answer
             answer.set_exception(raised)
 
     # As a Python task in a worker asks for it: in no slot, with the pool's own limit.
-    body = lambda: runtime.ask(task, request_id, payload)  # noqa: E731
-    Job(request_id, task.name, runtime, LOCAL, body, ended).run()
+    body = lambda: runtime.ask(job, task, request_id, payload)  # noqa: E731
+    job = Job(request_id, task.name, runtime, LOCAL, body, ended)
+    job.run()
     return answer.result()
 
 

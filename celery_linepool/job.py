@@ -113,14 +113,16 @@ class Cancel(str, enum.Enum):
 class Runtime(Protocol):
     """What a running task may ask of the pool that it runs in."""
 
-    def ask(self, task: Any, request_id: str, payload: Dict[str, Any]) -> Answer:
+    def ask(
+        self, job: "Job", task: Any, request_id: str, payload: Dict[str, Any]
+    ) -> Answer:
         """One request to a child, and what came of it. Waits."""
 
     def run_aside(self, task: Any, call: Callable[[], Any]) -> Any:
         """`call()`, where it may block. Waits."""
 
-    def settled_backend(self, backend: Any) -> Any:
-        """The result backend for a task that must not block."""
+    def settled_backend(self) -> Any:
+        """The app's result backend for a task that must not block."""
 
 
 class Job:

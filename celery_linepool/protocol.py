@@ -128,8 +128,9 @@ class Connection:
         self.state = State.STARTING if required else State.IDLE
         #: What it said of itself; None for a child of the original protocol.
         self.hello: Optional[Hello] = None
-        #: Ids of requests that it has not replied to, the oldest first.
-        self.requests: Dict[str, None] = {}
+        #: Requests that it has not replied to, the oldest first: the id, and how many
+        #: bytes were written before it.
+        self.requests: Dict[str, int] = {}
         #: Requests that it may have at once.
         self.inflight = 1
         self._may_greet = handshake is not Handshake.NONE
@@ -158,14 +159,14 @@ class Connection:
                 f"{move.value} is not legal while {self.state.value}"
             ) from None
 
-    def request(self, request_id: str) -> None:
-        """A request with this id is being written."""
+    def request(self, request_id: str, before: int = 0) -> None:
+        """A request with this id is being written, after so many other bytes."""
         if self.state is State.BUSY and not self.has_room:
             raise LocalProtocolError(f"a request more than inflight = {self.inflight}")
         if request_id in self.requests:
             raise LocalProtocolError("a request with the id of one in flight")
         self.move(Move.REQUEST)
-        self.requests[request_id] = None
+        self.requests[request_id] = before
 
     def receive(self, data: bytes) -> List[Event]:
         """Bytes that the child said; the events in them, and at most one violation.

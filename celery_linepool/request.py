@@ -32,12 +32,12 @@ class CeleryJob(Job):
         runtime: "Runtime",
         lane: str,
         pool: Optional[PoolSettings],
-        target: Callable[..., Any],
-        args: Any,
+        id: str,
+        name: str,
+        body: Callable[[], Any],
         options: Dict[str, Any],
     ) -> None:
-        name, id_ = args[0], args[1]
-        super().__init__(id_, name, runtime, lane, lambda: target(*args), self._tell)
+        super().__init__(id, name, runtime, lane, body, self._tell)
         self._runtime = runtime
         self._pool = pool
         self.accept_callback = options.get("accept_callback")

@@ -36,7 +36,7 @@ from .encoding import encode_request
 from .engine import Engine
 from .errors import BootError
 from .guardian import Guardian
-from .job import Answer, Call, Cancel, Job, State, Waiter, current_job
+from .job import Answer, Call, Cancel, Job, State, Waiter
 from .local import Local
 from .mailbox import Mailbox
 from .memory import tree_sizes
@@ -306,9 +306,9 @@ class Runtime:
             self.outbox.post(self._front.ended, job, returned, raised)
             self.engine.post(settled, job)
 
-    def ask(self, task: Any, request_id: str, payload: Dict[str, Any]) -> Answer:
-        job = current_job()
-        assert job is not None
+    def ask(
+        self, job: Job, task: Any, request_id: str, payload: Dict[str, Any]
+    ) -> Answer:
         own = request_id == job.id and job.lane in self.pools
         name = job.lane if own else self._router.for_task(task, None)
         if name is None:
@@ -326,7 +326,8 @@ class Runtime:
             return wanted
 
         call.hear = hear
-        if self.engine.is_here():
+        here = self.engine.is_here()
+        if here:
             pool.send(call)
         else:
             self.engine.post(pool.send, call)
@@ -337,7 +338,7 @@ class Runtime:
                 return cast(Answer, said)
             answer = talk.hear(said)
             # Not at once: from a greenlet that would not be the loop.
-            tell = self.engine.soon if self.engine.is_here() else self.engine.post
+            tell = self.engine.soon if here else self.engine.post
             tell(pool.heard, call, answer)
 
     def run_aside(self, task: Any, call: Callable[[], Any]) -> Any:
@@ -367,15 +368,14 @@ class Runtime:
             raise error
         return result
 
-    def settled_backend(self, backend: Any) -> Any:
+    def settled_backend(self) -> Any:
         assert self._away is not None
-        # Also from threads of calls that are run aside, each with a backend of its own:
-        # what is returned must not be what another one has put there meanwhile.
-        settled = self._settled
-        if settled is None or settled.backend is not backend:
-            settled = SettledBackend(backend, self.engine, self._away)
-            self._settled = settled
-        return settled
+        if not self.engine.is_here():
+            # A call that is run aside: the thread has a backend of its own.
+            return SettledBackend(self._app.backend, self.engine, self._away)
+        if self._settled is None:
+            self._settled = SettledBackend(self._app.backend, self.engine, self._away)
+        return self._settled
 
     # --- for the monitor and for people -----------------------------------------------
 

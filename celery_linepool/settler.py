@@ -13,6 +13,7 @@ import select
 import sys
 import threading
 from functools import partial
+from types import MethodType
 from typing import Any, Callable, Dict, List, Optional, Protocol, Tuple
 
 from celery.backends.base import DisabledBackend
@@ -54,11 +55,12 @@ class SettledBackend:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self.backend, name)
-        if name not in WAITING_CALLS or isinstance(self.backend, DisabledBackend):
+        if name in WAITING_CALLS and not isinstance(self.backend, DisabledBackend):
+            attribute = partial(self._call, name, attribute)
+        elif not isinstance(attribute, MethodType):
             return attribute
-        call = partial(self._call, name, attribute)
-        self.__dict__[name] = call  # every task asks for it
-        return call
+        self.__dict__[name] = attribute  # every task asks for it
+        return attribute
 
     def _call(self, name: str, method: Any, *args: Any, **kwargs: Any) -> Any:
         if not _stores(name, args, kwargs):

@@ -57,36 +57,35 @@ class ForeignTask(Task):  # type: ignore[misc]
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Ask a child; what it answers is what the task does."""
-        job = current_job()
-        if job is None and not self.request.is_eager:
+        job, request = current_job(), self.request
+        if job is None and not request.is_eager:
             raise LinePoolError(
                 f"{self.name} is served by a child of a LinePool worker; "
                 "send it there with delay() or apply_async(), or run it here with "
                 "apply()"
             )
-        request_id = self.request.id or str(uuid.uuid4())
+        request_id = request.id or str(uuid.uuid4())
         payload = {
             "task": self.name,
             "args": args,
             "kwargs": kwargs,
-            "meta": self._meta(None if job is None else job.deadline),
+            "meta": self._meta(request, None if job is None else job.deadline),
         }
         if job is None:
             from .eager import ask  # who only sends tasks needs none of that
 
             answer = ask(self, request_id, payload)
         else:
-            answer = job.runtime.ask(self, request_id, payload)
+            answer = job.runtime.ask(job, self, request_id, payload)
         try:
             return settle(self, answer)
         except Abandoned as exc:
-            if self.request.is_eager:
+            if request.is_eager:
                 raise exc.reason from None  # there is nobody else to settle it
             raise
 
-    def _meta(self, deadline: Optional[float]) -> Dict[str, Any]:
+    def _meta(self, request: Any, deadline: Optional[float]) -> Dict[str, Any]:
         """What a child may want to know of the task besides its arguments."""
-        request = self.request
         given = vars(request)
         delivery = request.delivery_info or {}
         meta = {
@@ -146,11 +145,10 @@ class ForeignTask(Task):  # type: ignore[misc]
     @property
     def backend(self) -> Any:
         """The result backend; in a greenlet, one whose calls do not hold it up."""
-        backend = Task.backend.fget(self)
         job = current_job()
         if job is None or not job.plain:
-            return backend
-        return job.runtime.settled_backend(backend)
+            return Task.backend.fget(self)
+        return job.runtime.settled_backend()  # who is plain has none of its own
 
     @backend.setter
     def backend(self, value: Any) -> None:
