@@ -18,8 +18,10 @@ from contextlib import nullcontext
 from struct import Struct
 from typing import Any, ContextManager, Deque, List, Optional, Tuple
 
-from amqp.exceptions import UnexpectedFrame
+from amqp.exceptions import AMQPError, UnexpectedFrame
 from amqp.transport import TCPTransport
+
+from .acks import Acks
 
 #: Bytes of one read, and of what is written at the most before it is sent: some eighty
 #: messages of a usual size.
@@ -58,10 +60,12 @@ class Buffered:
         connection: py-amqp's connection, not kombu's.
         stock: kombu's own way of reading from it; it deals with whatever is wrong.
         hub: the worker's event loop.
+        channel: the one that the tasks come through.
     """
 
-    def __init__(self, connection: Any, stock: Any, hub: Any) -> None:
-        self.errors = (OSError,)
+    def __init__(self, connection: Any, stock: Any, hub: Any, channel: Any) -> None:
+        self.errors = (OSError, AMQPError)
+        self._acks = Acks(channel)
         self._connection = connection
         self._transport = connection.transport
         self._stock = stock
@@ -132,13 +136,15 @@ class Buffered:
     def gather(self) -> None:
         """Keep what is written until the event loop waits, or `flush` is called."""
         self._gathers = True
+        self._acks.gather()
 
     def flush(self) -> None:
         """Send what was kept.
 
         Raises:
-            OSError: the connection is lost, as any write of py-amqp's would say.
+            one of `errors`: the connection is lost, or its channel.
         """
+        self._acks.flush()
         self._gathers = False
         if self._unsent:
             unsent, self._unsent = self._unsent, bytearray()
@@ -153,7 +159,7 @@ class Buffered:
             self.flush()
 
 
-def buffered(connection: Any, hub: Any) -> Optional[Buffered]:
+def buffered(connection: Any, hub: Any, channel: Any) -> Optional[Buffered]:
     """The connection of a worker's consumer, buffered; None where that is not possible.
 
     It is possible with RabbitMQ through py-amqp without TLS, and with an event loop.
@@ -163,4 +169,4 @@ def buffered(connection: Any, hub: Any) -> Optional[Buffered]:
     wire = connection.connection
     if type(wire.transport) is not TCPTransport:
         return None
-    return Buffered(wire, connection.transport.on_readable, hub)
+    return Buffered(wire, connection.transport.on_readable, hub, channel)

@@ -199,7 +199,8 @@ class LinePool(BasePool):  # type: ignore[misc]
         before = self._broker
         if before is not None:
             before.close()
-        self._broker = buffered(consumer.connection, consumer.hub)
+        channel = consumer.task_consumer.channel
+        self._broker = buffered(consumer.connection, consumer.hub, channel)
         if self._broker is None:
             # Then Celery decides before each message; it is a setting since 5.6.
             one_by_one = bool(self.app.conf.get("worker_disable_prefetch"))

@@ -79,7 +79,7 @@ class Link:
         self.connection.register_with_event_loop(self.hub)
         #: py-amqp's. Asked for it later, kombu would connect again.
         self.wire = self.connection.connection
-        found = buffered(self.connection, self.hub)
+        found = buffered(self.connection, self.hub, self.channel)
         assert found is not None
         self.buffered: Buffered = found
         self.messages: list[Any] = []
@@ -235,8 +235,8 @@ def test_the_end_of_a_connection_is_seen(link: Link, servers: Servers) -> None:
 def test_other_transports_are_left_alone(servers: Servers) -> None:
     hub = Hub()
     with Connection("memory://") as connection:
-        assert buffered(connection, hub) is None
-        assert buffered(connection, None) is None
+        assert buffered(connection, hub, connection.default_channel) is None
+        assert buffered(connection, None, connection.default_channel) is None
     hub.close()
 
 
