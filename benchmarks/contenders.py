@@ -83,6 +83,8 @@ class Case:
     pace: Optional[float] = None
     #: Whether the worker is asked meanwhile if it lives.
     ping: bool = False
+    #: Of a part without a worker: whether the child runs on a core of its own.
+    apart: bool = True
 
 
 def case_of(name: str, **situation: Any) -> Case:

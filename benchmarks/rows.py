@@ -209,9 +209,18 @@ ROWS: List[Row] = [
     ),
     Row(
         "trips",
-        "Round trips without Celery: our child object against a bare write and read",
+        "Round trips without Celery: our child object against a bare write and read; "
+        "the child has a core of its own",
         ("child", "bare"),
         {"tasks": 8000},
+        probe=TRIPS,
+        aim="0.7",
+    ),
+    Row(
+        "trips-one-core",
+        "The same, with the child on the same core",
+        ("child", "bare"),
+        {"tasks": 8000, "apart": False},
         probe=TRIPS,
         aim="0.7",
     ),

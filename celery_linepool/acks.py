@@ -70,9 +70,12 @@ class Acks:
         self._open.update(range(self._highest + 1, tag))
         self._highest = tag
         if len(self._open) > MOST:
-            self._give_up()
+            self.flush()
+            self.close()
 
-    def _give_up(self) -> None:
-        self.flush()
+    def close(self) -> None:
+        """Stand aside. What was kept is not sent: its connection may be lost."""
+        self._gathers = False
+        self._gathered.clear()
         self._channel.basic_ack = self._send
         self._channel.basic_reject = self._send_reject

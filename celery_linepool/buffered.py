@@ -86,6 +86,8 @@ class Buffered:
     def close(self) -> None:
         """The connection is not the worker's any more."""
         self._hub.on_tick.discard(self.flush)
+        self._acks.close()
+        self._gathers = False
 
     # --- reading ----------------------------------------------------------------------
 

@@ -163,6 +163,18 @@ def test_a_rejected_one_does_not_end_it(url: str) -> None:
     assert link.given_back() == 0
 
 
+def test_of_a_connection_that_is_lost_nothing_is_kept(url: str) -> None:
+    """Whoever acknowledges a message of it hears of that."""
+    link = Link(url)
+    messages = link.take(2)
+    link.acks.gather()
+    messages[0].ack()
+    link.acks.close()
+    assert link.given_back() == 2
+    with pytest.raises(link.connection.connection_errors):
+        messages[1].ack()
+
+
 def test_nothing_is_remembered_of_messages_without_end(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

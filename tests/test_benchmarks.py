@@ -16,6 +16,7 @@ from benchmarks.contenders import CHILDREN, CONTENDERS, Case, case_of
 from benchmarks.latency import added
 from benchmarks.measure import RATE, Found, measure
 from benchmarks.page import page, table
+from benchmarks.parts import TRIPS, round_trips
 from benchmarks.recovery import recovery
 from benchmarks.rows import ROWS
 from benchmarks.site import Site
@@ -79,6 +80,43 @@ def test_on_redis_it_costs_less_than_threads(site: Site) -> None:
     ours, theirs = (of(site, w, broker="redis", tasks=1500) for w in (fast, "threads"))
     # 1.9 on a quiet machine, 2.2 on a busy one (docs/benchmarks).
     assert theirs["cpu"] > 1.15 * ours["cpu"]
+
+
+def test_on_rabbitmq_it_costs_less_than_what_else_there_is(site: Site) -> None:
+    fast = "linepool +one_core=true +buffered_broker=true"
+
+    def cheaper(**situation: Any) -> bool:
+        ours, threads, prefork = (
+            of(site, who, tasks=1500, **situation)["cpu"]
+            for who in (fast, "threads", "prefork")
+        )
+        # 1.4 and 1.7 on a quiet machine, results in Redis 1.7 and 1.8 (docs/benchmarks).
+        return bool(threads > 1.1 * ours and prefork > 1.25 * ours)
+
+    # Whatever else the machine does hits one or the other, but not always the same.
+    assert any(cheaper() for _ in range(3))
+    assert any(cheaper(results="redis") for _ in range(3))
+
+
+def test_many_children_cost_no_more_than_few(site: Site) -> None:
+    def found() -> float:
+        many = of(site, "linepool concurrency=64", tasks=1500)
+        return many["rate"] / of(site, "linepool", tasks=1500)["rate"]
+
+    # 0.9 to 1.07 (docs/benchmarks). A look at each child for each task would be 0.2.
+    assert any(found() > 0.7 for _ in range(3))
+
+
+def test_a_round_trip_is_not_much_more_than_a_bare_one(site: Site) -> None:
+    def found() -> float:
+        ours, bare = (
+            round_trips(case_of(who, tasks=3000, apart=False), site)["rate"]
+            for who in ("child", "bare")
+        )
+        return ours / bare
+
+    # 0.55 (docs/benchmarks), of nearly nothing: the kernel's part is the same for both.
+    assert any(found() > 0.4 for _ in range(5))
 
 
 def test_a_killed_child_is_replaced_about_as_fast_as_it_boots(site: Site) -> None:
@@ -155,4 +193,4 @@ def test_each_row_can_be_run() -> None:
         for who in row.contenders:
             case = case_of(who, **row.case)
             assert case.child in CHILDREN
-            assert case.contender in CONTENDERS or row.name == "trips"
+            assert case.contender in CONTENDERS or row.probe is TRIPS
