@@ -136,8 +136,8 @@ def timed(call: Callable[..., None], count: int, *args: Any) -> Tuple[float, flo
 def round_trips(case: Case, site: Site) -> Found:
     """A contender of its own kind: a part of this file, without a worker.
 
-    On which core the child runs makes more of a difference than all of the code: to wake
-    another core takes ten times as long.
+    On which core the child runs makes more of a difference than all of the code: to
+    wake another core takes ten times as long.
     """
     app = Celery("bench", broker="memory://")
     app.conf.update(linepool_command=COMMAND)

@@ -13,7 +13,7 @@ from matplotlib import pyplot  # noqa: E402
 
 from .contenders import case_of  # noqa: E402
 from .page import ratios, variants  # noqa: E402
-from .rows import PIPES, ROWS, Row  # noqa: E402
+from .rows import ROWS, Row  # noqa: E402
 
 # The same figures give the same files.
 matplotlib.rcParams["svg.hashsalt"] = "benchmarks"
@@ -69,18 +69,21 @@ def _ratios(figures: Figures, axes: Any) -> bool:
 
 def _concurrency(figures: Figures, axes: Any) -> bool:
     rows = [r for r in _measured(figures) if r.name.split("-")[0] == "rabbitmq"]
-    for who in PIPES:
-        points = sorted(
-            (
-                case_of(who, **row.case).concurrency,
-                statistics.median(f["rate"] for f in figures[row.name]["found"][who]),
-            )
-            for row in rows
-        )
-        axes.plot(*zip(*points), "o-", label=who) if points else None
+    lines: Dict[str, Dict[int, float]] = {}
+    for row in rows:
+        for who, all_ in figures[row.name]["found"].items():
+            slots = case_of(who, **row.case).concurrency
+            rate = statistics.median(found["rate"] for found in all_)
+            lines.setdefault(who, {})[slots] = rate
+    for who, points in lines.items():
+        if len(points) > 1:
+            axes.plot(*zip(*sorted(points.items())), "o-", label=who)
     if len(rows) < 2:
         return False
-    axes.set(xscale="log", xlabel="concurrency", ylabel="no-op tasks/s", ylim=(0, None))
+    axes.set(xlabel="concurrency", ylabel="no-op tasks/s", ylim=(0, None))
+    axes.set_xscale("log", base=2)
+    ticks = sorted({slots for points in lines.values() for slots in points})
+    axes.set_xticks(ticks, [str(slots) for slots in ticks])
     axes.set_title("No-op tasks, RabbitMQ, results ignored")
     axes.legend()
     return True

@@ -120,7 +120,7 @@ def ask(task: "ForeignTask", request_id: str, payload: Dict[str, Any]) -> Answer
 
     # As a Python task in a worker asks for it: in no slot, with the pool's own limit.
     body = lambda: runtime.ask(job, task, request_id, payload)  # noqa: E731
-    job = Job(request_id, task.name, runtime, LOCAL, body, ended)
+    job: Job = Job(request_id, task.name, runtime, LOCAL, body, ended)
     job.run()
     return answer.result()
 

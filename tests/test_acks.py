@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kombu import Connection, Consumer, Queue
-from localprocess import Servers, eventually
+from localprocess import Servers
 
 from celery_linepool import acks
 from celery_linepool.acks import Acks
