@@ -146,9 +146,9 @@ class ForeignTask(Task):  # type: ignore[misc]
     def backend(self) -> Any:
         """The result backend; in a greenlet, one whose calls do not hold it up."""
         job = current_job()
-        if job is None or not job.plain:
+        if job is None or not job.plain or self._backend is not None:
             return Task.backend.fget(self)
-        return job.runtime.settled_backend()  # who is plain has none of its own
+        return job.runtime.settled_backend()
 
     @backend.setter
     def backend(self, value: Any) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, signals
 from celery.app.trace import build_tracer
+from celery.backends.base import DisabledBackend
 from localprocess import eventually
 
 from celery_linepool.pool import LinePool
+from celery_linepool.settler import SettledBackend
 from celery_linepool.tasks import register
 
 CHILDREN = Path(__file__).parent / "children"
@@ -157,3 +159,27 @@ def test_a_call_that_is_run_aside_has_the_backend_of_its_thread(bench: Bench) ->
     first, second, engines = there.result(30)
     assert first is second and first.backend is engines
     assert runtime.settled_backend().backend is app.backend is not engines
+
+
+def test_a_task_with_a_backend_of_its_own_has_it_wherever_it_is_asked(
+    bench: Bench,
+) -> None:
+    """As a receiver of a signal may ask for it, in the engine, of another task."""
+    other = register(bench.task.app, "another.task")
+    other.backend = own = DisabledBackend(bench.task.app)
+    seen: list[Any] = []
+
+    def receiver(**_: Any) -> None:
+        seen.append(other.backend)
+        seen.append(bench.task.backend)
+
+    signals.task_prerun.connect(receiver, weak=False)
+    try:
+        bench.tracer = build_tracer(NAME, bench.task, app=bench.task.app)
+        bench.apply("1")
+        while not bench.ended:
+            bench.receive()
+    finally:
+        signals.task_prerun.disconnect(receiver)
+    assert seen[0] is own
+    assert isinstance(seen[1], SettledBackend)
