@@ -90,8 +90,9 @@ def test_on_rabbitmq_it_costs_less_than_what_else_there_is(site: Site) -> None:
             of(site, who, tasks=1500, **situation)["cpu"]
             for who in (fast, "threads", "prefork")
         )
-        # 1.6 and 1.7 on a quiet machine; with results in Redis 1.7 and 1.5.
-        return bool(threads > 1.1 * ours and prefork > 1.25 * ours)
+        # 1.6 and 1.7 on a quiet machine, 1.1 and 1.8 on one that is busy; without the
+        # two settings 0.9 and 0.9.
+        return bool(threads > 0.95 * ours and prefork > 1.25 * ours)
 
     # Whatever else the machine does hits one or the other, but not always the same.
     assert any(cheaper() for _ in range(3))
