@@ -75,10 +75,11 @@ def _concurrency(figures: Figures, axes: Any) -> bool:
             slots = case_of(who, **row.case).concurrency
             rate = statistics.median(found["rate"] for found in all_)
             lines.setdefault(who, {})[slots] = rate
+    # Whoever was measured once has no line, and no place on the axis.
+    lines = {who: points for who, points in lines.items() if len(points) > 1}
     for who, points in lines.items():
-        if len(points) > 1:
-            axes.plot(*zip(*sorted(points.items())), "o-", label=who)
-    if len(rows) < 2:
+        axes.plot(*zip(*sorted(points.items())), "o-", label=who)
+    if not lines:
         return False
     axes.set(xlabel="concurrency", ylabel="no-op tasks/s", ylim=(0, None))
     axes.set_xscale("log", base=2)

@@ -47,6 +47,13 @@ class Acks:
             for tag in tags[covered:]:
                 self._send(tag)
 
+    def close(self) -> None:
+        """Stand aside. What was kept is not sent: its connection may be lost."""
+        self._gathers = False
+        self._gathered.clear()
+        self._channel.basic_ack = self._send
+        self._channel.basic_reject = self._send_reject
+
     def _ack(self, delivery_tag: int, multiple: bool = False) -> None:
         if multiple:  # nobody in Celery does
             self.flush()
@@ -72,10 +79,3 @@ class Acks:
         if len(self._open) > MOST:
             self.flush()
             self.close()
-
-    def close(self) -> None:
-        """Stand aside. What was kept is not sent: its connection may be lost."""
-        self._gathers = False
-        self._gathered.clear()
-        self._channel.basic_ack = self._send
-        self._channel.basic_reject = self._send_reject

@@ -61,20 +61,13 @@ class Link:
         self.connection.close()
         with Connection(self.url) as other:
             declare = self.queue(other.default_channel).queue_declare
-            found = [int(declare(passive=True).message_count)]
+            count = int(declare(passive=True).message_count)
             self.queue(other.default_channel).delete()
-        return found[0]
-
-
-@pytest.fixture
-def url(servers: Servers) -> Iterator[str]:
-    lease = servers.shared("rabbitmq").lease()
-    yield lease.url
-    lease.release()
+        return count
 
 
 @pytest.fixture(scope="module")
-def module_url(servers: Servers) -> Iterator[str]:
+def url(servers: Servers) -> Iterator[str]:
     lease = servers.shared("rabbitmq").lease()
     yield lease.url
     lease.release()
@@ -90,7 +83,7 @@ def module_url(servers: Servers) -> Iterator[str]:
     through=st.sets(st.integers(0, MESSAGES - 1), max_size=1),
 )
 def test_what_was_not_settled_comes_back_and_nothing_else(
-    module_url: str,
+    url: str,
     order: list[int],
     count: int,
     flushes: set[int],
@@ -98,7 +91,7 @@ def test_what_was_not_settled_comes_back_and_nothing_else(
     rejected: set[int],
     through: set[int],
 ) -> None:
-    link = Link(module_url)
+    link = Link(url)
     messages, settled = link.take(MESSAGES), set()
     for turn, number in enumerate(order[:count]):
         if turn in gathers:
