@@ -25,7 +25,7 @@ from .encoding import encode_op
 from .errors import SpawnError
 from .messages import Event
 from .protocol import Connection, Handshake
-from .syscalls import read, write
+from .syscalls import PIPE, read, widen, write
 
 if TYPE_CHECKING:
     from .settings import PoolSettings
@@ -84,6 +84,8 @@ class Child:
         self._unsent: Deque[Union[bytes, memoryview]] = deque()
         #: Bytes handed to `send` and `tell` so far.
         self._total = 0
+        #: Bytes that its pipes hold.
+        self._stdin_size = self._stdout_size = PIPE
         self._process = self._spawn(settings, env)
         self.pid = self._process.pid
         # The parent keeps only its own ends (subprocess closes the child's), so that
@@ -184,6 +186,9 @@ class Child:
     def tell(self, line: bytes) -> bool:
         """Begin to write a line that is no request; False as `send`."""
         self._total += len(line)
+        if len(line) > self._stdin_size:
+            # Then it goes out in one piece, and wakes its reader once.
+            self._stdin_size = widen(self.stdin, self._stdin_size, len(line))
         self._unsent.append(line)
         return len(self._unsent) == 1 and self.flush()
 
@@ -233,6 +238,10 @@ class Child:
             data = read(self.stdout)
         except BlockingIOError:
             return None
+        if len(data) >= self._stdout_size:
+            # It was full, so its writer waits.
+            size = self._stdout_size
+            self._stdout_size = widen(self.stdout, size, 2 * size)
         if not data:
             self.eof = True
             self.leftover = self.connection.receive_eof()

@@ -9,12 +9,20 @@ main thread is busy with Celery. Only with `O_NONBLOCK`: all threads stand still
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import mmap
 import os
+import sys
 import threading
 from typing import Union
 
-#: Bytes of one call at the most: the size of a pipe's buffer on Linux.
-SIZE = 65536
+#: Bytes that a pipe holds when it is made (Linux).
+PIPE = 65536
+#: Bytes of one call at the most: what the kernel lets a pipe hold for somebody who is
+#: not root (`/proc/sys/fs/pipe-max-size`).
+SIZE = 1024 * 1024
+#: Of fcntl; Python has a name for it from 3.10 on.
+_SET_PIPE_SIZE = 1031
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _read, _write = _libc.read, _libc.write
@@ -27,9 +35,9 @@ class Buffer(threading.local):
     """Room for what is read: each thread has its own."""
 
     def __init__(self) -> None:
-        self._room = ctypes.create_string_buffer(SIZE)
-        self._view = memoryview(self._room)
-        self._address = ctypes.addressof(self._room)
+        # The kernel gives memory to as much of it as was ever used.
+        self._view = memoryview(mmap.mmap(-1, SIZE))
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._view))
 
     def read(self, fd: int) -> bytes:
         """As `os.read`, of up to `SIZE` bytes.
@@ -58,6 +66,21 @@ def write(fd: int, data: Union[bytes, memoryview]) -> int:
     if size < 0:
         raise _error()
     return size
+
+
+def widen(fd: int, size: int, wanted: int) -> int:
+    """Have a pipe of `size` bytes hold as many as are wanted, or `SIZE` of them.
+
+    What it holds then; `sys.maxsize` where it grows no more, and need not be asked to:
+    all pipes of a user may have 64 MiB together (`/proc/sys/fs/pipe-user-pages-soft`).
+    """
+    if sys.platform != "linux":
+        return sys.maxsize
+    try:
+        found = fcntl.fcntl(fd, _SET_PIPE_SIZE, min(wanted, SIZE))
+    except OSError:
+        return sys.maxsize
+    return found if found > size else sys.maxsize
 
 
 def _error() -> OSError:

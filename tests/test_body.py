@@ -19,6 +19,7 @@ from kombu.utils import json as kombus
 from celery_linepool.body import (
     JSON,
     LONGEST,
+    SPARSE,
     accepts_json,
     decoded,
     read_ahead,
@@ -109,17 +110,24 @@ def test_what_is_broken_is_left_to_celery(body: Any) -> None:
     assert decoded(args) is args
 
 
-def test_so_is_what_is_long() -> None:
-    for size, read_here in ((LONGEST - 20, True), (LONGEST + 1, False)):
-        args = (
-            "some.task",
-            "id",
-            {},
-            b'[["%s"], {}, {}]' % (b"x" * size),
-            JSON,
-            "utf-8",
-        )
-        assert (decoded(args) is not args) == read_here
+def is_left(body: bytes) -> bool:
+    args = ("some.task", "id", {}, body, JSON, "utf-8")
+    return decoded(args) is args
+
+
+def test_so_is_what_is_long_unless_it_is_full_of_objects() -> None:
+    for size, left in ((LONGEST - 20, False), (LONGEST * 10, True)):
+        assert is_left(b'[["%s"], {}, {}]' % (b"x" * size)) == left
+    for size, left in ((SPARSE // 8, False), (SPARSE * 8, True)):
+        objects = [{"text": "x" * (size + number)} for number in range(200)]
+        assert is_left(json.dumps([[objects], {}, {}]).encode()) == left
+
+
+def test_so_is_what_has_letters_of_a_mark_escaped() -> None:
+    for text in (r"\u005F", r"\u0074", r"\u0079", r"\u0070", r"\u0065", "__type__"):
+        assert is_left(b'[["%s"], {}, {}]' % text.encode()), text
+    # As kombu writes an accent, and what a terminal is told.
+    assert not is_left(json.dumps([["\u00e9\u001b\u2028"], {}, {}]).encode())
 
 
 def test_so_is_what_is_no_json() -> None:

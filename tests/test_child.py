@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import pwd
@@ -28,10 +29,13 @@ from celery_linepool.errors import SpawnError
 from celery_linepool.messages import Noise, Reply, Violation
 from celery_linepool.protocol import Handshake, Stray
 from celery_linepool.settings import PoolSettings
+from celery_linepool.syscalls import PIPE, SIZE
 
 pytestmark = pytest.mark.outer_celerys
 
 CHILDREN = Path(__file__).with_name("children")
+#: Of fcntl; Python has a name for it from 3.10 on.
+GET_PIPE_SIZE = 1032
 INTERPRETERS = {
     ".rb": ["ruby"],
     ".js": ["node"],
@@ -155,9 +159,9 @@ def test_hearing_never_waits(spawn: Spawn) -> None:
     assert spawn("ignores_eof.rb").receive() is None
 
 
-def test_a_megabyte_to_a_child_that_reads_slowly(spawn: Spawn) -> None:
+def test_two_megabytes_to_a_child_that_reads_slowly(spawn: Spawn) -> None:
     child = spawn("reads_slowly.pl")
-    line = encode_request("1", {"args": ["x" * 1_000_000]})
+    line = encode_request("1", {"args": ["x" * 2_000_000]})
     # On another processor it might read as fast as we write.
     freeze(child)
     assert child.send("1", line) is False, "a pipe holds less than that"
@@ -171,12 +175,30 @@ def test_a_megabyte_to_a_child_that_reads_slowly(spawn: Spawn) -> None:
 
 def test_flush_says_when_all_is_written(spawn: Spawn) -> None:
     child = spawn("reads_slowly.pl")
-    written = child.send("1", encode_request("1", {"args": ["x" * 300_000]}))
+    written = child.send("1", encode_request("1", {"args": ["x" * 2_000_000]}))
     while not written:
         assert select.select([], [child.stdin], [], PATIENCE)[1]
         written = child.flush()
     assert child.flush() is True
     assert hear(child)
+
+
+def pipe_size(fd: int) -> int:
+    return fcntl.fcntl(fd, GET_PIPE_SIZE)
+
+
+def test_a_pipe_is_as_wide_as_the_longest_line(spawn: Spawn) -> None:
+    child = spawn("echo.rb")
+    talk(child, "1", {"args": ["x" * 10_000]})
+    assert pipe_size(child.stdin) == pipe_size(child.stdout) == PIPE
+    freeze(child)
+    line = encode_request("2", {"args": ["x" * 300_000]})
+    assert child.send("2", line) is True, "a frozen child has read nothing"
+    os.kill(child.pid, signal.SIGCONT)
+    [reply] = hear(child)
+    assert reply.fields["result"]["args"] == ["x" * 300_000]
+    assert pipe_size(child.stdin) >= len(line)
+    assert PIPE < pipe_size(child.stdout) <= SIZE
 
 
 def test_a_wrong_id_is_a_violation(spawn: Spawn) -> None:
@@ -240,7 +262,7 @@ def test_a_child_that_closed_its_stdin_is_no_error(spawn: Spawn) -> None:
 
 SMALL = encode_request("1", {"args": ["x"]})
 #: Larger than a pipe, so that a part of it was never written.
-LARGE = encode_request("1", {"args": ["x" * 500_000]})
+LARGE = encode_request("1", {"args": ["x" * 2_000_000]})
 
 
 @pytest.mark.parametrize("line", [SMALL, LARGE], ids=["small", "large"])

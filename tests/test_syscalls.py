@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from celery_linepool.syscalls import SIZE, Buffer, write
+from celery_linepool.syscalls import PIPE, SIZE, Buffer, widen, write
 
 PATIENCE = 30.0
 
@@ -68,6 +68,21 @@ def test_ends_that_are_closed(pipe: tuple[int, int]) -> None:
     with pytest.raises(OSError) as error:
         write(write_fd, memoryview(b"lost"))
     assert error.value.strerror == "Bad file descriptor"
+
+
+def test_a_wider_pipe_takes_more_at_once(pipe: tuple[int, int]) -> None:
+    assert write(pipe[1], bytes(SIZE)) == PIPE
+    assert widen(pipe[1], PIPE, PIPE + 1) == 2 * PIPE
+    assert write(pipe[1], bytes(SIZE)) == PIPE
+    assert widen(pipe[0], 2 * PIPE, 100 * SIZE) == SIZE
+    assert write(pipe[1], bytes(SIZE)) == SIZE - 2 * PIPE
+    assert len(Buffer().read(pipe[0])) == SIZE
+
+
+def test_one_that_grows_no_more_is_not_asked_again(pipe: tuple[int, int]) -> None:
+    assert widen(pipe[1], SIZE, 2 * SIZE) == sys.maxsize
+    with open(os.devnull) as no_pipe:
+        assert widen(no_pipe.fileno(), PIPE, SIZE) == sys.maxsize
 
 
 def test_nobody_else_runs_meanwhile(pipe: tuple[int, int]) -> None:
