@@ -44,8 +44,6 @@ if contender == "linepool":
     app.conf.linepool_env = conf["env"]
     if conf["cwd"]:
         app.conf.linepool_cwd = conf["cwd"]
-# Kept: signals hold their receivers weakly.
-notes = Notes(conf["notes"], conf.get("stopwatch", False)) if conf["notes"] else None
 
 
 class Sampler(bootsteps.StartStopStep):
@@ -96,12 +94,27 @@ class Pipe:
         )
 
     def ask(self, id: str, args: Any) -> Any:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin and stdout
         payload = {"task": "bench.work", "args": args, "kwargs": {}, "meta": {}}
-        stdin.write(orjson.dumps({"id": id, "payload": payload}) + b"\n")
-        stdin.flush()
-        return orjson.loads(stdout.readline()).get("result")
+        self.send(id, orjson.dumps({"id": id, "payload": payload}) + b"\n")
+        return orjson.loads(self.hear(id)).get("result")
+
+    def send(self, id: str, line: bytes) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
+
+    def hear(self, id: str) -> bytes:
+        assert self._process.stdout
+        return self._process.stdout.readline()
+
+
+if conf["notes"]:
+    # Kept: signals hold their receivers weakly.
+    notes = Notes(
+        conf["notes"],
+        conf.get("stopwatch", False),
+        None if contender == "linepool" else Pipe,
+    )
 
 
 _own = threading.local()
@@ -144,7 +157,10 @@ def by_http(id: str, args: Any) -> Any:
     return orjson.loads(said)
 
 
-WAYS = {"threads": by_pipe, "prefork": by_pipe, "process": by_process, "http": by_http}
+WAYS = {
+    **dict.fromkeys(("threads", "prefork", "solo"), by_pipe),
+    **{"process": by_process, "http": by_http},
+}
 
 if contender != "linepool":
 

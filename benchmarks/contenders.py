@@ -29,6 +29,9 @@ CONTENDERS: Mapping[str, Contender] = {
     "prefork": Contender(
         "Celery's prefork pool; each process has a child of its own", "prefork"
     ),
+    "solo": Contender(
+        "Celery's solo pool: its main thread writes to one child, and waits", "solo"
+    ),
     "process": Contender("a thread starts the program for each task"),
     "http": Contender(
         "a thread asks a server of the same code over HTTP, on a connection that it "

@@ -1,28 +1,37 @@
-"""In the worker: writes down when each task has succeeded, and what the pool added."""
+"""In the worker: writes down when each task has succeeded, and what its pool added."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 from celery import signals
+from celery.concurrency.base import BasePool
 
 
 class Notes:
     """A line for each task: its number, when it succeeded; with a stopwatch also the
     seconds from apply to the request's line and from the reply's line to the callback.
+
+    Arguments:
+        pipe: the class whose objects speak with a child, where the pool is not ours.
     """
 
-    def __init__(self, path: str, stopwatch: bool) -> None:
+    def __init__(self, path: str, stopwatch: bool, pipe: Optional[type]) -> None:
         # One write for a line: processes share the file.
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._begun: Dict[str, float] = {}
-        self._read: Dict[str, Tuple[float, float]] = {}
-        if stopwatch:
-            self._watch()
-        else:
+        self._before: Dict[str, float] = {}
+        self._read: Dict[str, float] = {}
+        if not stopwatch:
             signals.task_success.connect(self._succeeded)
+            return
+        self._watch_pool()
+        if pipe is None:
+            self._watch_children()
+        else:
+            self._watch_pipes(pipe)
 
     def _note(self, id: str, *times: float) -> None:
         line = " ".join([str(int(id[-12:])), *(f"{t:.6f}" for t in times)])
@@ -31,24 +40,40 @@ class Notes:
     def _succeeded(self, sender: Any, **kwargs: Any) -> None:
         self._note(sender.request.id, time.monotonic())
 
-    def _watch(self) -> None:
-        """Put ourselves around what a task goes through in the pool."""
+    def _written(self, id: str) -> None:
+        self._before[id] = time.monotonic() - self._begun.pop(id)
+
+    def _watch_pool(self) -> None:
+        """Put ourselves around what Celery hands to any pool, and gets back from it."""
+        apply = BasePool.apply_async
+
+        def apply_async(
+            pool: Any,
+            target: Any,
+            args: Tuple[Any, ...],
+            callback: Any = None,
+            **options: Any,
+        ) -> Any:
+            def ended(*said: Any) -> None:
+                now = time.monotonic()
+                callback(*said)
+                self._note(id_, now, self._before.pop(id_), now - self._read.pop(id_))
+
+            id_ = args[1]
+            self._begun[id_] = time.monotonic()
+            return apply(pool, target, args, callback=ended, **options)
+
+        BasePool.apply_async = apply_async
+
+    def _watch_children(self) -> None:
         from celery_linepool.child import Child
         from celery_linepool.messages import Reply
-        from celery_linepool.pool import LinePool
 
-        apply, send = LinePool.on_apply, Child.send
-        receive, end = Child.receive, LinePool.ended
-
-        def on_apply(
-            pool: Any, target: Any, args: Any = (), *more: Any, **kw: Any
-        ) -> Any:
-            self._begun[args[1]] = time.monotonic()
-            return apply(pool, target, args, *more, **kw)
+        send, receive = Child.send, Child.receive
 
         def sent(child: Any, id: str, line: bytes) -> bool:
             written = send(child, id, line)
-            self._begun[id] = time.monotonic() - self._begun[id]
+            self._written(id)
             return written
 
         def received(child: Any) -> Any:
@@ -57,14 +82,21 @@ class Notes:
             for event in events or ():
                 if isinstance(event, Reply):
                     assert event.id is not None
-                    self._read[event.id] = (self._begun.pop(event.id), now)
+                    self._read[event.id] = now
             return events
 
-        def ended(pool: Any, job: Any, *outcome: Any) -> None:
-            end(pool, job, *outcome)
-            before, since = self._read.pop(job.id)
-            now = time.monotonic()
-            self._note(job.id, now, before, now - since)
+        Child.send, Child.receive = sent, received  # type: ignore[method-assign]
 
-        LinePool.on_apply, Child.send = on_apply, sent  # type: ignore[method-assign]
-        Child.receive, LinePool.ended = received, ended  # type: ignore[method-assign]
+    def _watch_pipes(self, pipe: Any) -> None:
+        send, hear = pipe.send, pipe.hear
+
+        def sent(pipe: Any, id: str, line: bytes) -> None:
+            send(pipe, id, line)
+            self._written(id)
+
+        def heard(pipe: Any, id: str) -> bytes:
+            line: bytes = hear(pipe, id)
+            self._read[id] = time.monotonic()
+            return line
+
+        pipe.send, pipe.hear = sent, heard

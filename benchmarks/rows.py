@@ -13,6 +13,16 @@ from .recovery import RECOVERY
 
 #: A text that comes back.
 TEXT = "x" * 100_000
+#: Values that come back as well.
+RECORDS = [
+    {
+        "id": number,
+        "name": f"invoice {number}",
+        "amount": number / 7,
+        "tags": ["a", "é"],
+    }
+    for number in range(1200)
+]
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,8 @@ FIVE = {"args": [5], "tasks": 3000}
 RAILS = {"child": "rails", "args": [5], "tasks": 2000}
 #: What else a task of Rails can be: a child for each thread, or threads in one child.
 IN_RAILS = ("linepool", "linepool concurrency=1 +inflight=4", "http", "sidekiq")
+#: Solo has nobody to hand a task to: what it adds is Celery's tracer.
+ADDERS = ("linepool", "threads", "solo")
 ROWS: List[Row] = [
     Row(
         "rabbitmq",
@@ -88,6 +100,12 @@ ROWS: List[Row] = [
         "Tasks with 100 KB there and back, RabbitMQ, results ignored, concurrency 4",
         PIPES,
         {"args": [0, TEXT], "tasks": 2000, "child": "node"},
+    ),
+    Row(
+        "records",
+        "Tasks with 100 KB of records there and back",
+        PIPES,
+        {"args": [0, RECORDS], "tasks": 1000, "child": "node"},
     ),
     Row(
         "memory",
@@ -199,13 +217,16 @@ ROWS: List[Row] = [
         load=0.7,
         aim="p50 100 µs, p99 1 ms",
     ),
-    Row(
-        "added-calm",
-        "The same at 10 %",
-        ("linepool",),
-        {"tasks": 1500},
-        probe=ADDED,
-        load=0.1,
+    *(
+        Row(
+            f"added-{name}",
+            f"What each pool adds to a no-op task, at {load} % of the slowest's rate",
+            ADDERS,
+            {"tasks": tasks},
+            probe=ADDED,
+            load=load / 100,
+        )
+        for name, load, tasks in (("beside", 70, 6000), ("calm", 10, 1500))
     ),
     Row(
         "trips",
