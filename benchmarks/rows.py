@@ -44,26 +44,36 @@ class Row:
     aim: str = ""
 
 
+#: The settings that are for the rate alone.
+BOTH = "+one_core=true +buffered_broker=true"
+FAST = f"linepool {BOTH}"
 PIPES = ("linepool", "threads", "prefork")
 REDIS = {"results": "redis"}
 FIVE = {"args": [5], "tasks": 3000}
 RAILS = {"child": "rails", "args": [5], "tasks": 2000}
 #: What else a task of Rails can be: a child for each thread, or threads in one child.
-IN_RAILS = ("linepool", "linepool concurrency=1 +inflight=4", "http", "sidekiq")
+IN_RAILS = ("linepool", "linepool concurrency=1 +inflight=4", "http", "sidekiq", FAST)
 #: Solo has nobody to hand a task to: what it adds is Celery's tracer.
-ADDERS = ("linepool", "threads", "solo")
+ADDERS = ("linepool", "threads", "solo", FAST)
+
+
+def halves(slots: int) -> str:
+    """A worker for each of two cores, with so many slots together."""
+    return f"linepool workers=2 concurrency={slots // 2} {BOTH}"
+
+
 ROWS: List[Row] = [
     Row(
         "rabbitmq",
         "No-op tasks, RabbitMQ, results ignored, concurrency 4",
-        (*PIPES, "null"),
+        (*PIPES, "null", FAST, halves(4)),
         aim="1.3 of threads and of prefork, 0.6 of null",
     ),
     *(
         Row(
             f"rabbitmq-{slots}",
             f"The same at concurrency {slots}",
-            PIPES,
+            (*PIPES, FAST),
             {"concurrency": slots, "tasks": 4000},
         )
         for slots in (1, 16, 64)
@@ -71,40 +81,40 @@ ROWS: List[Row] = [
     Row(
         "redis",
         "No-op tasks, Redis, results ignored, concurrency 4",
-        (*PIPES, "null"),
+        (*PIPES, "null", FAST),
         {"broker": "redis"},
         aim="1.15 of threads and of prefork",
     ),
     Row(
         "results",
         "No-op tasks, RabbitMQ, results in Redis, concurrency 4",
-        PIPES,
+        (*PIPES, FAST, halves(4)),
         REDIS,
         aim="1.5 of threads and of prefork",
     ),
     Row(
         "results-16",
         "The same at concurrency 16",
-        PIPES,
+        (*PIPES, FAST, halves(16)),
         {"concurrency": 16, **REDIS},
         aim="1.8 of threads and of prefork",
     ),
     Row(
         "sleep",
         "Tasks of 5 ms, RabbitMQ, results ignored, concurrency 4",
-        PIPES,
+        (*PIPES, FAST),
         FIVE,
     ),
     Row(
         "large",
         "Tasks with 100 KB there and back, RabbitMQ, results ignored, concurrency 4",
-        PIPES,
+        (*PIPES, FAST),
         {"args": [0, TEXT], "tasks": 2000, "child": "node"},
     ),
     Row(
         "records",
         "Tasks with 100 KB of records there and back",
-        PIPES,
+        (*PIPES, FAST),
         {"args": [0, RECORDS], "tasks": 1000, "child": "node"},
     ),
     Row(
@@ -117,13 +127,13 @@ ROWS: List[Row] = [
     Row(
         "node",
         "Tasks of 5 ms in Node, a pipe against HTTP, concurrency 4",
-        ("linepool", "linepool concurrency=1 +inflight=4", "http"),
+        ("linepool", "linepool concurrency=1 +inflight=4", "http", FAST),
         {**FIVE, "child": "node"},
     ),
     Row(
         "node-latency",
         "The same, sent at 70 % of what the slowest of them can do: latency",
-        ("linepool", "http"),
+        ("linepool", "http", FAST),
         {**FIVE, "child": "node"},
         probe=LATENCY,
         load=0.7,
@@ -144,7 +154,7 @@ ROWS: List[Row] = [
     Row(
         "rails-latency",
         "Tasks of 5 ms in Rails, sent at 70 % of what the slower one can do: latency",
-        ("linepool", "http"),
+        ("linepool", "http", FAST),
         RAILS,
         probe=LATENCY,
         load=0.7,
@@ -169,7 +179,12 @@ ROWS: List[Row] = [
     Row(
         "slots",
         "No-op tasks, RabbitMQ, results ignored: 64 children against 4",
-        ("linepool concurrency=64", "linepool"),
+        (
+            "linepool concurrency=64",
+            "linepool",
+            f"linepool concurrency=64 {BOTH}",
+            FAST,
+        ),
         aim="0.9",
     ),
     Row(
@@ -180,6 +195,7 @@ ROWS: List[Row] = [
             "linepool results=slow:5",
             "linepool results=slow:0.2",
             "threads results=slow:5",
+            f"linepool results=slow:5 {BOTH}",
         ),
         {"concurrency": 16, "ping": True},
         {"threads results=slow:5": 4000},
@@ -189,21 +205,25 @@ ROWS: List[Row] = [
     Row(
         "inflight",
         "Tasks of 50 ms: one Node child with 64 at once, against 64 children",
-        ("linepool concurrency=1 +inflight=64", "linepool concurrency=64"),
+        (
+            "linepool concurrency=1 +inflight=64",
+            "linepool concurrency=64",
+            f"linepool concurrency=1 +inflight=64 {BOTH}",
+        ),
         {"args": [50], "tasks": 6000, "child": "node", "prefetch": 64},
         aim="0.95, at 0.1 of the children's memory",
     ),
     Row(
         "workers",
         "No-op tasks, RabbitMQ, results ignored: two workers against one",
-        ("linepool workers=2", "linepool"),
+        ("linepool workers=2", "linepool", f"linepool workers=2 {BOTH}", FAST),
         {"tasks": 12000},
         aim="1.6",
     ),
     Row(
         "recovery",
         "From `kill -9` of a busy child to the next reply, against its boot",
-        ("linepool child=rails", "linepool child=ruby"),
+        ("linepool child=rails", "linepool child=ruby", f"linepool child=rails {BOTH}"),
         {"concurrency": 1, "prefetch": 1, "tasks": 5},
         probe=RECOVERY,
         aim="at most 50 ms more than the boot",
@@ -211,7 +231,7 @@ ROWS: List[Row] = [
     Row(
         "added",
         "What the pool adds to a no-op task, at 70 % of what it can do",
-        ("linepool",),
+        ("linepool", FAST),
         {"tasks": 6000},
         probe=ADDED,
         load=0.7,

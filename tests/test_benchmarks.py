@@ -19,12 +19,9 @@ from benchmarks.measure import RATE, Found, measure
 from benchmarks.page import page, table
 from benchmarks.parts import TRIPS, round_trips
 from benchmarks.recovery import recovery
-from benchmarks.rows import ROWS
+from benchmarks.rows import FAST, ROWS, halves
 from benchmarks.site import Site
 from benchmarks.workers import together
-
-#: The pool with both settings that are for its rate alone.
-FAST = "linepool +one_core=true +buffered_broker=true"
 
 pytestmark = [pytest.mark.newest_celery, pytest.mark.timeout(400)]
 
@@ -110,7 +107,7 @@ def test_it_is_not_far_from_a_pool_that_does_nothing(site: Site) -> None:
 
 def test_a_second_worker_is_worth_a_core(site: Site) -> None:
     def pays() -> bool:
-        two = of(site, f"{FAST} workers=2 concurrency=2", tasks=2000)
+        two = of(site, halves(4), tasks=2000)
         one = of(site, FAST, tasks=2000)
         return two["rate"] > 1.15 * one["rate"] and two["cpu"] < 1.25 * one["cpu"]
 
