@@ -162,10 +162,10 @@ class Runtime:
 
     def _make_away(self) -> Union[BatchingAway, ThreadedAway]:
         if is_redis(self._app.backend):
-            away = BatchingAway(self._app)
+            away = BatchingAway(self._app, self.engine.wake)
             away.start()
             return away
-        return ThreadedAway(self._app, self._threads)
+        return ThreadedAway(self._app, self._threads, self.engine.wake)
 
     def flush(self) -> None:
         """Take every job that has not started out of its line."""

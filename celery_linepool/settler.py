@@ -38,11 +38,17 @@ Result = Tuple[Any, Optional[BaseException]]
 
 
 class Away(Protocol):
-    """Runs a backend's method somewhere else; `done(value, error)` from there."""
+    """Runs a backend's method somewhere else; `done(value, error)` from there.
+
+    It need not begin before `wake`, and calls its `told` after some `done`: no thread
+    is woken for one call while the next one is on its way.
+    """
 
     def submit(
         self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
     ) -> None: ...
+
+    def wake(self) -> None: ...
 
 
 class SettledBackend:
@@ -66,8 +72,13 @@ class SettledBackend:
         if not _stores(name, args, kwargs):
             return method(*args, **kwargs)
         waiter = Waiter(self._engine)
-        done = partial(self._engine.post, waiter.wake)
+        done = partial(self._engine.put, waiter.wake)
         self._away.submit(name, args, kwargs, done)
+        if self._engine.is_here():
+            # After what else has been read at this moment: one batch.
+            self._engine.soon(self._away.wake)
+        else:
+            self._away.wake()
         value, error = waiter.wait()
         if error is not None:
             raise error
@@ -95,9 +106,10 @@ def _attempt(method: Callable[..., Any], args: Any, kwargs: Any) -> Result:
 class ThreadedAway:
     """For any backend: a thread for each call, so that slow ones overlap."""
 
-    def __init__(self, app: Any, threads: Threads) -> None:
+    def __init__(self, app: Any, threads: Threads, told: Callable[[], None]) -> None:
         self._app = app
         self._threads = threads
+        self._told = told
 
     def submit(
         self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
@@ -109,6 +121,10 @@ class ThreadedAway:
     ) -> None:
         # A backend belongs to the thread that asks the app for it.
         done(_attempt(getattr(self._app.backend, method), args, kwargs))
+        self._told()
+
+    def wake(self) -> None:
+        """Nothing: each call has begun."""
 
     def stop(self) -> None:
         """The threads are their owner's."""
@@ -188,8 +204,9 @@ def _run(call: Callable[[], Any]) -> None:
 class BatchingAway(threading.Thread):
     """For Redis: one thread, and one round trip for what waits at a moment."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, told: Callable[[], None]) -> None:
         super().__init__(name="linepool-settler", daemon=True)
+        self._told = told
         from redis.exceptions import ResponseError  # not everybody has it
 
         self._refused = ResponseError
@@ -207,7 +224,10 @@ class BatchingAway(threading.Thread):
     def submit(
         self, method: str, args: Any, kwargs: Any, done: Callable[[Result], None]
     ) -> None:
-        self._inbox.post(self._begin, method, args, kwargs, done)
+        self._inbox.put(self._begin, method, args, kwargs, done)
+
+    def wake(self) -> None:
+        self._inbox.wake()
 
     def stop(self) -> None:
         if self.is_alive():
@@ -229,6 +249,7 @@ class BatchingAway(threading.Thread):
                 call(*args)
             if self._stopped:
                 self._round_trip()
+            self._told()
         self._greenlets.close()
 
     def _halt(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -86,11 +88,15 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture
-def away(app: Celery) -> Iterator[BatchingAway]:
+def away(app: Celery, engine: Engine) -> Iterator[BatchingAway]:
     """Not started: what is submitted before it starts is one batch."""
-    away = BatchingAway(app)
+    away = BatchingAway(app, engine.wake)
     yield away
     away.stop()
+
+
+def nobody() -> None:
+    """Waits in the engine for what is done."""
 
 
 def attempt(call: Callable[[], Any]) -> tuple[Any, Optional[BaseException]]:
@@ -113,6 +119,7 @@ def in_greenlet(engine: Engine, call: Callable[[], Any]) -> Any:
 def submit(away: Any, method: str, *args: Any, **kwargs: Any) -> Any:
     done: Any = queue.SimpleQueue()
     away.submit(method, args, kwargs, done.put)
+    away.wake()
     return done
 
 
@@ -196,7 +203,7 @@ def test_what_is_not_plain_goes_out_by_itself(
     app = make_app(url)
     app._local.backend = Listed(app=app, url=url)
     app._get_backend = lambda: app._local.backend
-    away = BatchingAway(app)
+    away = BatchingAway(app, nobody)
     try:
         dones = [submit(away, "mark_as_done", str(n), n) for n in range(3)]
         away.start()
@@ -277,7 +284,7 @@ def test_it_is_stored_as_celery_stores_it(
     conf: dict[str, Any],
 ) -> None:
     app = make_app(url, **conf)
-    away = BatchingAway(app)
+    away = BatchingAway(app, nobody)
     away.start()
     try:
         value, error = outcome(submit(away, method, "ours", *args))
@@ -358,6 +365,40 @@ def test_a_task_waits_and_the_engine_does_not(
     assert AsyncResult("id", app=app).get(timeout=PATIENCE) == 7
 
 
+def test_tasks_of_one_turn_are_one_batch(
+    app: Celery,
+    away: BatchingAway,
+    engine: Engine,
+    client: "redis.Redis[bytes]",
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    batches: list[int] = []
+    execute = away._execute
+
+    def counted(commands: list[Any]) -> list[Any]:
+        batches.append(len(commands))
+        return execute(commands)
+
+    monkeypatch.setattr(away, "_execute", counted)
+    away.start()
+    backend = SettledBackend(app.backend, engine, away)
+    stored: Any = queue.SimpleQueue()
+
+    def turn(first: int) -> None:
+        for number in range(first, first + 5):
+            store = partial(backend.mark_as_done, str(number), number)
+            engine.start_greenlet(lambda store=store: stored.put(attempt(store)))
+            # The settler may run now, and has nothing to do yet.
+            time.sleep(0.01)
+
+    for first in (0, 5, 10):
+        engine.post(turn, first)
+        assert [outcome(stored)[1] for _ in range(5)] == [None] * 5
+    # What each of the five reads first, and what it writes.
+    assert batches == [5, 10] * 3
+    assert len(client.keys("celery-task-meta-*")) == 15
+
+
 def test_a_task_gets_the_error_of_its_own_store(
     app: Celery, away: BatchingAway, engine: Engine
 ) -> None:
@@ -432,7 +473,7 @@ def test_a_dead_backend_is_an_error_in_time_and_a_live_one_none_again(
     server = servers.private("redis")
     try:
         app = make_app(server.url, result_backend_transport_options=IMPATIENT)
-        away = BatchingAway(app)
+        away = BatchingAway(app, engine.wake)
         away.start()
         backend = SettledBackend(app.backend, engine, away)
         try:
@@ -475,7 +516,7 @@ def test_a_frozen_backend_holds_up_nobody_but_its_own_tasks(
     server = servers.private("redis")
     try:
         app = make_app(server.url)
-        away = BatchingAway(app)
+        away = BatchingAway(app, engine.wake)
         away.start()
         backend = SettledBackend(app.backend, engine, away)
         try:
@@ -506,7 +547,7 @@ def test_another_backend_gets_threads(
 ) -> None:
     app = make_app(f"file://{tmp_path}")
     threads = Threads("test", 4)
-    away = ThreadedAway(app, threads)
+    away = ThreadedAway(app, threads, engine.wake)
     backend = SettledBackend(app.backend, engine, away)
     try:
         in_greenlet(engine, lambda: backend.mark_as_done("id", 7))
@@ -534,7 +575,7 @@ def test_slow_stores_of_another_backend_overlap(
     app._local = threading.local()
     app._backend_cache = None
     threads = Threads("test", 3)
-    away = ThreadedAway(app, threads)
+    away = ThreadedAway(app, threads, nobody)
     try:
         dones = [submit(away, "mark_as_done", str(n), n) for n in range(3)]
         assert [outcome(done)[1] for done in dones] == [None] * 3
