@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -365,38 +364,34 @@ def test_a_task_waits_and_the_engine_does_not(
     assert AsyncResult("id", app=app).get(timeout=PATIENCE) == 7
 
 
-def test_tasks_of_one_turn_are_one_batch(
+def test_tasks_of_one_turn_wake_the_settler_when_all_are_there(
     app: Celery,
     away: BatchingAway,
     engine: Engine,
     client: "redis.Redis[bytes]",
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    batches: list[int] = []
-    execute = away._execute
+    happened: list[str] = []
+    for name in ("submit", "wake"):
 
-    def counted(commands: list[Any]) -> list[Any]:
-        batches.append(len(commands))
-        return execute(commands)
+        def noted(*args: Any, name: str = name, own: Any = getattr(away, name)) -> None:
+            happened.append(name)
+            own(*args)
 
-    monkeypatch.setattr(away, "_execute", counted)
+        monkeypatch.setattr(away, name, noted)
     away.start()
     backend = SettledBackend(app.backend, engine, away)
     stored: Any = queue.SimpleQueue()
 
-    def turn(first: int) -> None:
-        for number in range(first, first + 5):
+    def turn() -> None:
+        for number in range(5):
             store = partial(backend.mark_as_done, str(number), number)
             engine.start_greenlet(lambda store=store: stored.put(attempt(store)))
-            # The settler may run now, and has nothing to do yet.
-            time.sleep(0.01)
 
-    for first in (0, 5, 10):
-        engine.post(turn, first)
-        assert [outcome(stored)[1] for _ in range(5)] == [None] * 5
-    # What each of the five reads first, and what it writes.
-    assert batches == [5, 10] * 3
-    assert len(client.keys("celery-task-meta-*")) == 15
+    engine.post(turn)
+    assert [outcome(stored)[1] for _ in range(5)] == [None] * 5
+    assert happened[:6] == ["submit"] * 5 + ["wake"]
+    assert len(client.keys("celery-task-meta-*")) == 5
 
 
 def test_a_task_gets_the_error_of_its_own_store(
