@@ -18,8 +18,8 @@ from typing import Union
 
 #: Bytes that a pipe holds when it is made (Linux).
 PIPE = 65536
-#: Bytes of one call at the most: what the kernel lets a pipe hold for somebody who is
-#: not root (`/proc/sys/fs/pipe-max-size`).
+#: Bytes that one call reads at the most: what the kernel lets a pipe hold for somebody
+#: who is not root (`/proc/sys/fs/pipe-max-size`).
 SIZE = 1024 * 1024
 #: Of fcntl; Python has a name for it from 3.10 on.
 _SET_PIPE_SIZE = 1031
@@ -35,8 +35,9 @@ class Buffer(threading.local):
     """Room for what is read: each thread has its own."""
 
     def __init__(self) -> None:
-        # The kernel gives memory to as much of it as was ever used.
-        self._view = memoryview(mmap.mmap(-1, SIZE))
+        # The kernel gives memory to as much of it as was ever used. Private: a process
+        # that was forked must not read into the room of the one that it came from.
+        self._view = memoryview(mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE))
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._view))
 
     def read(self, fd: int) -> bytes:
@@ -56,12 +57,13 @@ read = Buffer().read
 
 
 def write(fd: int, data: Union[bytes, memoryview]) -> int:
-    """As `os.write`, of up to `SIZE` bytes; how many were taken.
+    """As `os.write`; how many bytes were taken. Of a view up to `PIPE`.
 
     Raises:
         OSError: as `os.write`; BlockingIOError if the pipe is full.
     """
-    piece = bytes(data[:SIZE])  # of a line that is short enough no copy is made
+    # A view is copied, and a slow reader takes little of it each time.
+    piece = data if isinstance(data, bytes) else bytes(data[:PIPE])
     size: int = _write(fd, piece, len(piece))
     if size < 0:
         raise _error()

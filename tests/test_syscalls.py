@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -41,6 +42,33 @@ def test_what_was_read_stays_what_it_was(pipe: tuple[int, int]) -> None:
     os.write(pipe[1], b"other")
     assert buffer.read(pipe[0]) == b"other"
     assert first == b"first"
+
+
+#: In a process without other threads, of which Python lets nobody fork.
+FORKS = """
+import os
+from celery_linepool.syscalls import Buffer, write
+
+buffer, (read_fd, write_fd) = Buffer(), os.pipe()
+write(write_fd, b"ours")
+assert buffer.read(read_fd) == b"ours"
+write(write_fd, b"theirs")
+forked = os.fork()
+if not forked:
+    os._exit(buffer.read(read_fd) != b"theirs")
+assert os.waitpid(forked, 0)[1] == 0
+assert bytes(buffer._view[:4]) == b"ours", bytes(buffer._view[:6])
+"""
+
+
+def test_a_forked_process_has_room_of_its_own() -> None:
+    subprocess.run([sys.executable, "-c", FORKS], check=True, timeout=PATIENCE)
+
+
+def test_of_a_view_no_more_is_copied_than_a_pipe_takes(pipe: tuple[int, int]) -> None:
+    assert widen(pipe[1], PIPE, SIZE) == SIZE
+    assert write(pipe[1], memoryview(bytes(SIZE))) == PIPE
+    assert write(pipe[1], bytes(SIZE)) == SIZE - PIPE
 
 
 def test_an_empty_pipe_and_a_full_one(pipe: tuple[int, int]) -> None:
