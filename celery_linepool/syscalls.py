@@ -18,9 +18,10 @@ from typing import Union
 
 #: Bytes that a pipe holds when it is made (Linux).
 PIPE = 65536
-#: Bytes that one call reads at the most: what the kernel lets a pipe hold for somebody
-#: who is not root (`/proc/sys/fs/pipe-max-size`).
-SIZE = 1024 * 1024
+#: Bytes that a pipe is made to hold at the most, and that one call reads. All pipes of
+#: a user may have 64 MiB together (`/proc/sys/fs/pipe-user-pages-soft`), beyond which a
+#: new one holds 8 KiB: so many are enough for 128 children.
+SIZE = 256 * 1024
 #: Of fcntl; Python has a name for it from 3.10 on.
 _SET_PIPE_SIZE = 1031
 
@@ -73,8 +74,7 @@ def write(fd: int, data: Union[bytes, memoryview]) -> int:
 def widen(fd: int, size: int, wanted: int) -> int:
     """Have a pipe of `size` bytes hold as many as are wanted, or `SIZE` of them.
 
-    What it holds then; `sys.maxsize` where it grows no more, and need not be asked to:
-    all pipes of a user may have 64 MiB together (`/proc/sys/fs/pipe-user-pages-soft`).
+    What it holds then; `sys.maxsize` where it grows no more, and need not be asked to.
     """
     if sys.platform != "linux":
         return sys.maxsize
