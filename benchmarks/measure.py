@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from celery import Celery
+from kombu import pools
 
 from .contenders import Case
 from .site import Site
@@ -102,6 +103,7 @@ def pinging(running: Workers) -> Iterator[List[float]]:
             begin = time.monotonic()
             replies = app.control.inspect(timeout=10, limit=1).ping()
             (answers if replies else silent).append(time.monotonic() - begin)
+        pools.reset()  # app.close lets go of its connections, and closes none
         app.close()
 
     thread = threading.Thread(target=ping)

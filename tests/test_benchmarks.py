@@ -144,6 +144,25 @@ def test_its_memory_does_not_grow_with_the_tasks(site: Site) -> None:
     assert found["growth"] < 0.1
 
 
+def test_a_slow_result_backend_holds_up_little(site: Site) -> None:
+    def found() -> float:
+        # It raises where a ping is not answered meanwhile.
+        slow, quick = (
+            of(
+                site,
+                f"linepool results=slow:{ms}",
+                concurrency=16,
+                tasks=1500,
+                ping=True,
+            )
+            for ms in (5, 0.2)
+        )
+        return slow["rate"] / quick["rate"]
+
+    # 1.0 (docs/benchmarks). One call after the other would be 0.1.
+    assert any(found() > 0.6 for _ in range(3))
+
+
 def test_many_children_cost_no_more_than_few(site: Site) -> None:
     def found() -> float:
         many = of(site, "linepool concurrency=64", tasks=1500)
