@@ -86,7 +86,10 @@ class Null(BasePool):
 
 
 class Pipe:
-    """A child process and its pipes, for one thread: what people write by hand."""
+    """A child process and its pipes, for one thread: what people write by hand.
+
+    The ids of `send` and `hear` are for who watches them (notes.py).
+    """
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -158,8 +161,11 @@ def by_http(id: str, args: Any) -> Any:
 
 
 WAYS = {
-    **dict.fromkeys(("threads", "prefork", "solo"), by_pipe),
-    **{"process": by_process, "http": by_http},
+    "threads": by_pipe,
+    "prefork": by_pipe,
+    "solo": by_pipe,
+    "process": by_process,
+    "http": by_http,
 }
 
 if contender != "linepool":
