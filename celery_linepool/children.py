@@ -39,6 +39,7 @@ from .nursery import Nursery
 from .recycle import Limits
 from .settings import PoolSettings
 from .stderr import Drain
+from .unsettled import Unsettled
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ class Owner(Protocol):
 
     def start_job(self, job: Job) -> None:
         """Run the job in its host."""
+
+    def holds_thread(self, job: Job) -> bool:
+        """Whether a thread is busy with the job until it is settled."""
 
     def soft_limit(self, job: Job) -> None:
         """The job exceeded its soft time limit."""
@@ -103,7 +107,7 @@ class Children:
         #: Members that have room; the last one has been idle for the shortest time.
         self._free: List[Member] = []
         self._waiting: Deque[Claim] = deque()
-        self._settling = 0
+        self._unsettled = Unsettled(owner.holds_thread)
         self._killing = False
         #: The worker ends: what is not begun is better left to another one.
         self._closing = False
@@ -232,16 +236,12 @@ class Children:
         """Give children that have room to those that wait.
 
         `heard` is one whose words were all taken a moment ago.
-
-        At most as many tasks as there are slots may be between their reply and their
-        end, so that a slow result backend holds tasks back in the line instead of
-        piling them up here.
         """
         if not self._waiting or not self._free:
             return
         slots = self.size * self.settings.inflight
         twins = []
-        while self._waiting and self._free and self._settling < slots:
+        while self._waiting and self._free and not self._unsettled.is_full(slots):
             if self.paused and isinstance(self._waiting[0], Job):
                 break
             claim = self._waiting.popleft()
@@ -334,8 +334,7 @@ class Children:
     def _again(self, job: Job) -> None:
         """A task that asks twice, or whose child died since it was reserved."""
         if job.settling:
-            job.settling = False
-            self._settling -= 1
+            self._unsettled.drop(job)
         if job.member is not None:
             member, job.member = job.member, None
             member.drop(job)
@@ -385,16 +384,14 @@ class Children:
         """A job ended: its slot is free."""
         self._deadlines.end(job)
         if job.settling:
-            job.settling = False
-            self._settling -= 1
+            self._unsettled.drop(job)
         elif job.member is not None and job in job.member.claims:
             self.leave(job.member, job)  # it ended without asking anything
         self.serve()
 
     def settling(self, job: Job) -> None:
         """A job has its answer; what is left is to settle it."""
-        job.settling = True
-        self._settling += 1
+        self._unsettled.add(job)
 
     def leave(self, member: Member, job: Job) -> None:
         """A job gives back a child that it has not asked."""
@@ -504,7 +501,7 @@ class Children:
             "next_boot_in": self.next_boot_in,
             "waiting": self.waiting,
             "waiting_seconds": self._waiting_seconds(),
-            "settling": self._settling,
+            "settling": self._unsettled.count,
             "replaced": self._nursery.replaced,
             **self.figures.info(),
             "children": [member.info() for member in self.members()],

@@ -279,6 +279,9 @@ class Runtime:
         else:
             self._threads.submit(job.run)
 
+    def holds_thread(self, job: Job) -> bool:
+        return not (job.plain and isinstance(self._away, BatchingAway))
+
     def soft_limit(self, job: Job) -> None:
         self.outbox.put(self._front.soft_limit, job)
 

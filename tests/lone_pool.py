@@ -212,6 +212,9 @@ class LonePool:
     def start_job(self, job: Job) -> None:
         self.engine.start_greenlet(job.run)
 
+    def holds_thread(self, job: Job) -> bool:
+        return False
+
     def soft_limit(self, job: Job) -> None:
         self.late.append(job.id)
 
