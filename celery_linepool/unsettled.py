@@ -1,4 +1,4 @@
-"""Tasks of a pool that have their reply and not their end yet, and how many may be so."""
+"""How many tasks of a pool may have their reply, and not their end yet."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Callable
 
 from .job import Job
 
-#: For each slot; as many as a worker fetches for it by default. In batches a backend that
-#: is 5 ms away then holds up little (the row `slow-results` of docs/benchmarks).
+#: For each slot; as many as a worker fetches for it by default. In batches a backend
+#: that is 5 ms away then holds up little (docs/benchmarks/costs.md).
 PER_SLOT = 4
 
 

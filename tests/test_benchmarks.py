@@ -144,13 +144,14 @@ def test_its_memory_does_not_grow_with_the_tasks(site: Site) -> None:
     assert found["growth"] < 0.1
 
 
-def test_a_slow_result_backend_holds_up_little(site: Site) -> None:
+@pytest.mark.parametrize("who", ["linepool", FAST])
+def test_a_slow_result_backend_holds_up_little(site: Site, who: str) -> None:
     def found() -> float:
         # It raises where a ping is not answered meanwhile.
         slow, quick = (
             of(
                 site,
-                f"linepool results=slow:{ms}",
+                f"{who} results=slow:{ms}",
                 concurrency=16,
                 tasks=1500,
                 ping=True,
@@ -159,8 +160,8 @@ def test_a_slow_result_backend_holds_up_little(site: Site) -> None:
         )
         return slow["rate"] / quick["rate"]
 
-    # 1.0 (docs/benchmarks). One call after the other would be 0.1.
-    assert any(found() > 0.6 for _ in range(3))
+    # 1.0, and 0.8 (docs/benchmarks). One call after the other would be 0.1.
+    assert any(found() > 0.6 for _ in range(5))
 
 
 def test_many_children_cost_no_more_than_few(site: Site) -> None:
