@@ -108,6 +108,7 @@ class Children:
         self._free: List[Member] = []
         self._waiting: Deque[Claim] = deque()
         self._unsettled = Unsettled(owner.holds_thread)
+        self.settling = self._unsettled.add
         self._killing = False
         #: The worker ends: what is not begun is better left to another one.
         self._closing = False
@@ -388,10 +389,6 @@ class Children:
         elif job.member is not None and job in job.member.claims:
             self.leave(job.member, job)  # it ended without asking anything
         self.serve()
-
-    def settling(self, job: Job) -> None:
-        """A job has its answer; what is left is to settle it."""
-        self._unsettled.add(job)
 
     def leave(self, member: Member, job: Job) -> None:
         """A job gives back a child that it has not asked."""

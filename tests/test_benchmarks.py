@@ -161,7 +161,7 @@ def test_a_slow_result_backend_holds_up_little(site: Site, who: str) -> None:
         return slow["rate"] / quick["rate"]
 
     # 1.0, and 0.8 (docs/benchmarks). One call after the other would be 0.1.
-    assert any(found() > 0.6 for _ in range(5))
+    assert any(found() > 0.6 for _ in range(3))
 
 
 def test_many_children_cost_no_more_than_few(site: Site) -> None:

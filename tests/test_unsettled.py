@@ -36,13 +36,17 @@ class Held:
         def pool() -> Any:
             return self.worker.inspect("stats")["pool"]["pools"]["default"]
 
-        def is_calm() -> bool:
-            return {child["state"] for child in pool()["children"]} == {"idle"}
+        def is_calm(found: Any) -> bool:
+            return {child["state"] for child in found["children"]} == {"idle"}
 
-        eventually(lambda: pool()["settling"] >= bound and is_calm(), 60)
+        def is_reached() -> bool:
+            found = pool()
+            return found["settling"] >= bound and is_calm(found)
+
+        eventually(is_reached, 60)
         for _ in range(3):
             found = pool()
-            assert is_calm() and found["waiting"]
+            assert is_calm(found) and found["waiting"]
             # Those that ran when the last of them came to its reply come to theirs.
             assert bound <= found["settling"] < bound + SLOTS
             assert found["settling"] == found["run_seconds"]["count"]
